@@ -1,0 +1,119 @@
+"""Host and controller: who is admitted, what passes between an inferlet and its client, who ends."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from inferlet.abi import Limits, ModelInfo
+from msgspec import Struct
+
+
+class Configure(Struct, array_like=True, tag="configure"):
+    """First message to the controller; carries the tokenizer JSON's descriptor."""
+
+    model: ModelInfo
+    pages: int
+    rows: int
+    scratch_slots: int
+    policy: str = "work-conserving"  # or "eager"
+    chunk_tokens: int = 256  # inputs of prefill a step takes beside the decodes
+
+
+class Admit(Struct, array_like=True, tag="admit"):
+    """A new inferlet; carries the controller's end of its socketpair. `seat` is unique for ever
+    and grows with launch order (the newest has the largest); its ring has the same number."""
+
+    seat: int
+    id: str
+    limits: Limits
+
+
+class Release(Struct, array_like=True, tag="release"):
+    """The process of `seat` is dead: free all it held. Answered with `Released`."""
+
+    seat: int
+
+
+class Deliver(Struct, array_like=True, tag="deliver"):
+    """A message from the client, for the inferlet's `receive`."""
+
+    seat: int
+    data: bytes
+
+
+class CloseInput(Struct, array_like=True, tag="close_input"):
+    """The client will send no more: `receive` fails with `closed` once the rest is read."""
+
+    seat: int
+
+
+class AskStats(Struct, array_like=True, tag="ask_stats"):
+    request: int
+
+
+class SeatStats(Struct, kw_only=True):
+    """Counters of one inferlet since its launch (gauges where said)."""
+
+    steps: int = 0  # steps it had a forward or a sample in
+    batch_sum: int = 0  # over those steps, the number of segments in the step
+    tokens_in: int = 0  # inputs of forward passes
+    tokens_out: int = 0  # tokens sampled and delivered
+    frames_in: int = 0
+    frames_out: int = 0
+    message_bytes: int = 0  # both ways, over the socket
+    ring_bytes: int = 0
+    commands: int = 0
+    kv_pages: int = 0  # gauge
+    embeds: int = 0  # gauge
+    queued: int = 0  # gauge
+
+
+class ControllerStats(Struct, kw_only=True):
+    """Counters of the controller since it started (gauges where said)."""
+
+    seats: int = 0  # gauge
+    pages_free: int = 0  # gauge
+    pages_total: int = 0
+    rows_free: int = 0  # gauge
+    rows_total: int = 0
+    steps: int = 0
+    decode_steps: int = 0  # steps with at least one one-token segment
+    decode_segments: int = 0  # one-token segments; mean decode batch = segments / steps
+    tokens_in: int = 0
+    tokens_out: int = 0
+    backend_seconds: float = 0.0
+
+
+class Released(Struct, array_like=True, tag="released"):
+    seat: int
+    stats: SeatStats
+
+
+class Sent(Struct, array_like=True, tag="sent"):
+    """The inferlet's `send`, for its client."""
+
+    seat: int
+    data: bytes
+
+
+class End(Struct, array_like=True, tag="end"):
+    """The controller ends this inferlet (bad frame, killed for memory): the host kills it."""
+
+    seat: int
+    code: str  # name of the error, such as "bad_frame" or "out_of_memory"
+    message: str
+    hint: str
+
+
+class Stats(Struct, array_like=True, tag="stats"):
+    request: int
+    total: ControllerStats
+    seats: dict[int, SeatStats]
+
+
+class BackendLost(Struct, array_like=True, tag="backend_lost"):
+    """The link to the backend ended; every queue fails with `backend` until the host restarts."""
+
+
+HostToController: TypeAlias = Configure | Admit | Release | Deliver | CloseInput | AskStats
+ControllerToHost: TypeAlias = Released | Sent | End | Stats | BackendLost
