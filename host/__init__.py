@@ -1,2 +1,2 @@
 if __name__ != "piehost.host":
-    raise ImportError(f"import piehost.host, not {__name__}: a second copy would be another module")
+    raise ImportError(f"import piehost.host, not {__name__}: that would be a second copy of it")

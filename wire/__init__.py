@@ -5,4 +5,4 @@ death of either end is an end-of-file for the other. Imports nothing of the proc
 """
 
 if __name__ != "piehost.wire":
-    raise ImportError(f"import piehost.wire, not {__name__}: a second copy would be another module")
+    raise ImportError(f"import piehost.wire, not {__name__}: that would be a second copy of it")

@@ -31,7 +31,7 @@ class Link(Generic[T]):
 
     def __init__(self, sock: socket.socket, incoming: object) -> None:
         self.sock = sock
-        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(incoming)  # type: ignore[arg-type]
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(incoming)
         self._encoder = msgspec.msgpack.Encoder()
         self._in = bytearray()
         self._fds: deque[int] = deque()

@@ -10,6 +10,7 @@ A frame is one ZMTP message (RFC 23 traffic framing) whose body is a msgpack arr
 
 from __future__ import annotations
 
+import itertools
 import struct
 from typing import Annotated, Final, TypeAlias
 
@@ -169,7 +170,7 @@ class GetNextDist(Command, tag=18):
 
 class Sample(Command, tag=19):
     """Answered with the token id, or nil if an earlier stop dropped it. `lazy` answers may be
-    held back up to 8 answers or 20 ms, so that a frame carries several."""
+    held back up to 8 answers or 100 ms, so that a frame carries several."""
 
     queue: Handle
     emb: Index
@@ -272,7 +273,7 @@ VOCAB_SPECIAL: Final = 1  # flag bit: a control token, no text
 
 
 def build_vocab_table(pieces: list[bytes], special: list[bool]) -> bytes:
-    """The vocabulary table (`docs/abi.md` section 4): magic, version, count, offsets, flags, text."""
+    """The vocabulary table of `docs/abi.md` section 4."""
     offsets = [0]
     for piece in pieces:
         offsets.append(offsets[-1] + len(piece))
@@ -292,7 +293,7 @@ def read_vocab_table(data: bytes | memoryview) -> tuple[list[bytes], list[bool]]
     flags_at = 12 + 4 * (count + 1)
     text = bytes(data[flags_at + count :])
     special = [bool(f & VOCAB_SPECIAL) for f in bytes(data[flags_at : flags_at + count])]
-    return [text[a:b] for a, b in zip(offsets, offsets[1:], strict=False)], special
+    return [text[a:b] for a, b in itertools.pairwise(offsets)], special
 
 
 encoder = msgspec.msgpack.Encoder()

@@ -1,20 +1,20 @@
 """Every error of the ABI: one table of codes, one exception each, what / why / try in each.
 
-    InferletError
-    ├── FrameError            the frame itself is wrong; the inferlet is ended
-    ├── HandleError           a handle that is forged, stale, foreign or in use
-    ├── SpanError             a span outside what its handle holds
-    ├── PositionError         a position beyond the model's context
-    ├── ArgumentError         K, a sampling parameter, a token id or a ring range out of range
-    ├── MaskError             a mask of the wrong size
-    ├── QuotaError            a cap of this inferlet: pages, embeds, tokens, commands
-    ├── SharedPageError       a write into a page that others hold
-    ├── UnwrittenError        an embed or a token read before anything wrote it
-    ├── CancelledError        dropped by `cancel` or by its queue's end
-    ├── OutOfMemoryError      the machine's KV pages or embeds are used up
-    ├── BackendError          the step failed or the backend is gone
-    ├── TraitError            the model does not realise that trait
-    └── ClosedError           the other side will send no more
+InferletError
+├── FrameError            the frame itself is wrong; the inferlet is ended
+├── HandleError           a handle that is forged, stale, foreign or in use
+├── SpanError             a span outside what its handle holds
+├── PositionError         a position beyond the model's context
+├── ArgumentError         K, a sampling parameter, a token id or a ring range out of range
+├── MaskError             a mask of the wrong size
+├── QuotaError            a cap of this inferlet: pages, embeds, tokens, commands
+├── SharedPageError       a write into a page that others hold
+├── UnwrittenError        an embed or a token read before anything wrote it
+├── CancelledError        dropped by `cancel` or by its queue's end
+├── OutOfMemoryError      the machine's KV pages or embeds are used up
+├── BackendError          the step failed or the backend is gone
+├── TraitError            the model does not realise that trait
+└── ClosedError           the other side will send no more
 """
 
 from __future__ import annotations

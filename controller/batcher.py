@@ -1,0 +1,166 @@
+"""The batcher: which commands make the next step.
+
+Vertical and horizontal batching (Pie, section 5.2) in one: every ready queue gives its longest
+run, and all of it is one step. Work-conserving: a step leaves whenever the backend has nothing to
+do, and one more behind it only for queues that can go on without having seen the results
+(late-bound tokens, further chunks of a prefill), so that those who think between tokens gather in
+the next full batch.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+from inferlet.errors import BackendError, CancelledError
+
+from piehost.wire.control import ControllerStats
+from piehost.wire.step import MAX_IN_FLIGHT, Step, StepDone
+
+from .calls import CALLS
+from .controls import CONTROLS
+from .flight import Flight, Outcome, fail, finish
+from .machine import Machine
+from .packing import StepBuilder
+from .run import Run, answer_in_order
+from .tables import Queue
+
+POLICIES: Final = ("work-conserving", "eager")
+
+
+class Batcher:
+    """Holds the ready queues, the open step, and the steps in flight."""
+
+    def __init__(self, machine: Machine, policy: str, chunk_tokens: int) -> None:
+        self.machine = machine
+        self.stats = ControllerStats()
+        self._eager = policy == "eager"
+        self._chunk_tokens = chunk_tokens
+        self._ready: dict[Queue, None] = {}  # in order of arrival
+        self._flights: deque[Flight] = deque()
+        self._arrivals = 0
+        self._builder = StepBuilder(1, machine.model.page_size)
+        self._flight = Flight(1)
+        self.lost = False  # the backend is gone: every device command fails
+
+    # --- in -------------------------------------------------------------------
+
+    def arrived(self, queue: Queue) -> None:
+        """Commands were put on the queue: does at once what needs no device."""
+        if queue not in self._ready:
+            self._arrivals += 1
+            queue.since = self._arrivals
+            self._ready[queue] = None
+        Run(self.machine, self._builder, self._flight, queue, 0).take(CONTROLS)
+        if not queue.commands:
+            self._ready.pop(queue, None)
+
+    def cancel(self, queue: Queue, why: str) -> None:
+        """Drops what has not been handed to the backend; freeing is still done."""
+        error = CancelledError(why, "synchronize and go on")
+        commands, queue.commands = queue.commands, deque()
+        queue.current = None
+        queue.seat.queued -= len(commands)
+        self._ready.pop(queue, None)
+        for command in commands:
+            if type(command) in _FREEING:
+                queue.commands.append(command)
+                queue.seat.queued += 1
+            else:
+                answer_in_order(queue, command.req, error)
+        if queue.commands:
+            self.arrived(queue)
+
+    def forget(self, queues: Iterable[Queue]) -> None:
+        """The queues' inferlet is gone."""
+        for queue in queues:
+            self._ready.pop(queue, None)
+            queue.commands.clear()
+            queue.current = None
+
+    # --- out ------------------------------------------------------------------
+
+    def next_step(self) -> Step | None:
+        """The next step to send, if one should leave now."""
+        if not self._ready or not self._may_dispatch():
+            return None
+        builder, flight = self._builder, self._flight
+        budget = self._chunk_tokens
+        if self.lost:
+            self._fail_ready()
+            return None
+        for queue in sorted(self._ready, key=_urgency):
+            queue.pipelined = False
+            run = Run(self.machine, builder, flight, queue, budget)
+            run.take(CALLS)
+            budget = run.budget
+            if not queue.commands:
+                self._ready.pop(queue, None)
+            if self._eager and builder.has_work:
+                break
+        return self._seal() if builder.has_work else None
+
+    def _may_dispatch(self) -> bool:
+        if not self._flights:
+            return True
+        if len(self._flights) >= MAX_IN_FLIGHT:
+            return False
+        return self._eager or any(queue.pipelined for queue in self._ready)
+
+    def _seal(self) -> Step:
+        builder, flight, stats = self._builder, self._flight, self.stats
+        self._flights.append(flight)
+        for seat in {queue.seat for queue in flight.queues}:
+            seat.stats.steps += 1
+            seat.stats.batch_sum += builder.segments
+        stats.steps += 1
+        stats.tokens_in += builder.inputs
+        stats.decode_steps += builder.decodes > 0
+        stats.decode_segments += builder.decodes
+        self.machine.pages.settle()
+        self.machine.rows.settle()
+        self._builder = StepBuilder(builder.number + 1, self.machine.model.page_size)
+        self._flight = Flight(builder.number + 1)
+        return builder.message()
+
+    def done(self, answer: StepDone, now: float) -> None:
+        """The backend answered the oldest step in flight. `now`: seconds, monotonic."""
+        flight = self._flights.popleft()
+        assert flight.step == answer.step, "the backend answers in order"
+        self.stats.backend_seconds += answer.seconds
+        if answer.error is not None:
+            fail(flight, BackendError(answer.error, "try again; see `piehost ps` and the log"))
+            return
+        tokens = array("i")
+        tokens.frombytes(answer.tokens)
+        self.stats.tokens_out += len(tokens)
+        outcome = Outcome(tokens, answer.dists, now)
+        finish(flight, outcome)
+        self._builder.clear_slots(outcome.clear_slots)
+
+    def lose_backend(self) -> None:
+        """Fails what is in flight and, from now on, every call."""
+        self.lost = True
+        while self._flights:
+            fail(self._flights.popleft(), _lost())
+        self._fail_ready()
+
+    def _fail_ready(self) -> None:
+        for queue in list(self._ready):
+            queue.error = queue.error or _lost()
+            Run(self.machine, self._builder, self._flight, queue, 0).take(CALLS)
+            if not queue.commands:
+                self._ready.pop(queue, None)
+
+
+def _lost() -> BackendError:
+    return BackendError("the backend process is gone", "launch again; the host restarts it")
+
+
+def _urgency(queue: Queue) -> tuple[int, int]:
+    return (-queue.priority, queue.since)
+
+
+_FREEING: Final = frozenset(c for c in CONTROLS if c.__name__.startswith("Dealloc"))

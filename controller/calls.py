@@ -1,0 +1,271 @@
+"""Queued commands that become part of a step: forward, sample, get_next_dist, copy, mask."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from typing import Final
+
+from inferlet import abi
+from inferlet.errors import (
+    ArgumentError,
+    OutOfMemoryError,
+    QuotaError,
+    SpanError,
+    UnwrittenError,
+)
+
+from .controls import CONTROLS
+from .flight import Dist, Sampled, Written
+from .forward import Pass, embeds, kv_block, prepare, writable
+from .run import Handler, Run
+from .tables import STOPPED, Hidden, Late, any_dead, undecided
+
+_COPIES: Final = 0  # stages of a step
+_FORWARDS: Final = 1
+_SMALL: Final = 16  # inputs that count as decode: always taken, not held to the prefill budget
+
+
+def forward(run: Run, c: abi.Forward) -> bool:
+    queue = run.queue
+    call = queue.current
+    if call is None or any_dead(call.lates):
+        call = queue.current = prepare(run.machine, run.seat, c)
+        if call is None:
+            run.answer(c.req, None)
+            return True
+    count = _admit(run, call)
+    if count == 0:
+        return False
+    _pack(run, call, count)
+    if call.done < len(call.tokens):
+        queue.pipelined = True
+        return False
+    queue.current = None
+    run.answer(c.req, None)
+    return True
+
+
+def _admit(run: Run, call: Pass) -> int:
+    """How many of the call's inputs go with this step; 0 if it has to wait."""
+    for late in call.lates:
+        if late.step == run.builder.number:  # sampled by this very step
+            run.queue.pipelined = True
+            return 0
+    doubtful = undecided(call.lates)
+    for block, _, _ in call.reads:
+        if not (run.may_read(block, _FORWARDS) and run.settled(block, doubtful)):
+            return 0
+    if call.write:
+        block, first = call.write
+        if not (run.may_write(block, _FORWARDS) and run.settled(block, doubtful)):
+            return 0
+        if doubtful and first + call.done < block.filled:
+            return 0  # it would overwrite, which cannot be undone
+    elif run.builder.scratch_used + len(call.tokens) > run.machine.scratch_slots:
+        return 0
+    left = len(call.tokens) - call.done
+    if left <= _SMALL:
+        count = left
+    elif call.splittable:
+        count = min(left, max(run.budget, 0))
+    else:
+        count = left if left <= run.budget or not run.builder.segments else 0
+    if count == 0:
+        run.queue.pipelined = True  # it waits for room in a step, not for an answer
+    elif call.outputs and not _rows_for(run, min(count, call.outputs[2])):
+        return 0
+    return count
+
+
+def _rows_for(run: Run, wanted: int) -> bool:
+    """False if rows freed in this very step will do for the next one. OutOfMemoryError."""
+    rows = run.machine.rows
+    if rows.available < wanted and not run.builder.has_work:
+        rows.settle()
+    if rows.available >= wanted:
+        return True
+    if rows.free >= wanted:
+        return False
+    raise OutOfMemoryError(
+        f"{wanted} hidden-state rows; {rows.free} are free",
+        "free output embeds when done with them, or ask for fewer outputs",
+    )
+
+
+def _pack(run: Run, call: Pass, count: int) -> None:
+    builder, done = run.builder, call.done
+    tokens = call.tokens[done : done + count]
+    positions = call.positions[done : done + count]
+    doubtful = undecided(call.lates)
+    for block, _, _ in call.reads:
+        run.read[block] = _FORWARDS
+    if call.pages is not None:
+        kv = call.read_slots + done + count
+        size = run.machine.model.page_size
+        pages = call.pages[: -(-kv // size)]
+        builder.paged(tokens, positions, pages, kv)
+    else:
+        builder.listed(tokens, positions, _reads(call), _write_slots(run, call, count), call.mask)
+    if call.write:
+        block, at = call.write
+        first = at + done
+        run.written[block] = _FORWARDS
+        block.note_write(first, count, positions[0] if call.consecutive else None)
+        if doubtful:
+            block.conditional = doubtful
+        run.flight.add(run.queue, Written(block, first, count, doubtful))
+    else:
+        run.flight.touch(run.queue)
+    _keep_outputs(run, call, count, doubtful)
+    call.done += count
+    if count > _SMALL:
+        run.budget -= count
+    run.seat.stats.tokens_in += count
+
+
+def _reads(call: Pass) -> array[int]:
+    """Slots attended beside this piece's inputs: i32[*]."""
+    slots = array("i")
+    for block, first, length in call.reads:
+        slots.extend(block.slots(first, length))
+    if call.write and call.done:
+        block, at = call.write
+        slots.extend(block.slots(at, call.done))
+    return slots
+
+
+def _write_slots(run: Run, call: Pass, count: int) -> array[int]:
+    if call.write:
+        block, at = call.write
+        return block.slots(at + call.done, count)
+    start = run.machine.pages.total * run.machine.model.page_size + run.builder.scratch_used
+    run.builder.scratch_used += count
+    return array("i", range(start, start + count))
+
+
+def _keep_outputs(run: Run, call: Pass, count: int, doubtful: tuple[Late, ...]) -> None:
+    if not call.outputs:
+        return
+    emb, at, length = call.outputs
+    skip = len(call.tokens) - length  # inputs before the first one kept
+    for i in range(max(call.done, skip), call.done + count):
+        row = run.machine.rows.take()
+        run.builder.keep(call.pages is None, call.done + count - 1 - i, row)
+        hidden = Hidden(row, call.positions[i], doubtful)
+        run.machine.set_entries(emb, at + i - skip, [hidden])
+
+
+def sample(run: Run, c: abi.Sample) -> bool:
+    seat, queue = run.seat, run.queue
+    hidden = _hidden(run, c.emb)
+    if c.token not in seat.tokens and len(seat.tokens) >= seat.limits.tokens:
+        raise QuotaError(
+            f"{len(seat.tokens)} tokens held; the cap is {seat.limits.tokens}",
+            "dealloc_token those done with, or sample under a handle again",
+        )
+    if hidden is None:
+        seat.tokens[c.token] = Late.dropped(queue)
+        run.answer(c.req, None)
+        return True
+    if run.builder.full:
+        return False
+    uniform = 0.0
+    if c.temperature > 0.0:
+        uniform = random.random() if c.seed is None else _draw(c.seed, hidden.position)
+    index = run.builder.sample(hidden.row, c.temperature, c.top_k, c.top_p, c.min_p, uniform)
+    late = Late(queue, run.builder.number, index, undecided(hidden.lates), bool(c.stop))
+    seat.tokens[c.token] = late
+    run.flight.add(queue, Sampled(seat, late, c.req, c.stop, c.lazy))
+    return True
+
+
+def get_next_dist(run: Run, c: abi.GetNextDist) -> bool:
+    seat = run.seat
+    k = min(c.k, run.machine.model.vocab_size)
+    if k == 0 or k > seat.limits.top_k:
+        raise ArgumentError(
+            f"K is {c.k}; it must be from 1 to {seat.limits.top_k}",
+            "ask for fewer, or launch with a larger --quota top_k",
+        )
+    if c.offset % 4 or c.offset + 8 * k > seat.limits.ring_bytes:
+        raise ArgumentError(
+            f"{8 * k} octets at offset {c.offset} of a ring of {seat.limits.ring_bytes}",
+            "use an offset that is a multiple of 4 and leaves room for 8 octets an entry",
+        )
+    hidden = _hidden(run, c.emb)
+    if hidden is None:
+        run.answer(c.req, None)
+        return True
+    index = run.builder.dist(hidden.row, k, seat.number, c.offset)
+    run.flight.add(run.queue, Dist(seat, index, undecided(hidden.lates), c.req))
+    return True
+
+
+def _hidden(run: Run, index: abi.Index) -> Hidden | None:
+    """The hidden state of an embed; None if making it was dropped."""
+    handle, i = index
+    entry = embeds(run.seat, (handle, i, 1), "emb").entries[i]
+    if entry is STOPPED:
+        return None
+    if not isinstance(entry, Hidden):
+        held = "nothing" if entry is None else "text, where a hidden state is needed"
+        raise UnwrittenError(f"the embed holds {held}", "give it to forward as an output first")
+    return None if any_dead(entry.lates) else entry
+
+
+def copy_kvpage(run: Run, c: abi.CopyKvPage) -> bool:
+    source = kv_block(run.seat, c.source, "source")
+    target = kv_block(run.seat, c.target, "target")
+    first, at, length = c.source[1], c.target[1], c.source[2]
+    if length != c.target[2]:
+        raise SpanError(f"a copy of {length} slots to {c.target[2]}", "make the lengths equal")
+    if source is target and first < at + length and at < first + length:
+        raise SpanError("source and target overlap", "copy to other slots")
+    if length:
+        writable(target, at, length, run.machine.pages)
+        if not (run.settled(source) and run.settled(target)):
+            return False
+        if not (run.may_read(source, _COPIES) and run.may_write(target, _COPIES)):
+            return False
+        run.read[source] = run.written[target] = _COPIES
+        run.builder.copy(source.slots(first, length), target.slots(at, length))
+        known = source.regular and first + length <= source.filled
+        target.note_write(at, length, source.base + first if known else None)
+        run.flight.touch(run.queue)
+    run.answer(c.req, None)
+    return True
+
+
+def mask_kvpage(run: Run, c: abi.MaskKvPage) -> bool:
+    block = kv_block(run.seat, c.span, "span")
+    _, first, length = c.span
+    if length and not (c.visible and block.regular):
+        writable(block, first, length, run.machine.pages)
+        if not (run.settled(block) and run.may_write(block, _COPIES)):
+            return False
+        run.written[block] = _COPIES
+        block.regular = False
+        run.builder.mask(block.slots(first, length), c.visible)
+        run.flight.touch(run.queue)
+    run.answer(c.req, None)
+    return True
+
+
+def _draw(seed: int, position: int) -> float:
+    """A number in [0, 1) from the seed and the position alone (SplitMix64, Steele et al. 2014)."""
+    mask = 0xFFFFFFFFFFFFFFFF
+    z = (seed + (position + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return ((z ^ (z >> 31)) >> 11) / (1 << 53)
+
+
+CALLS: dict[type[abi.Command], Handler] = {
+    **CONTROLS,
+    abi.Forward: forward,
+    abi.Sample: sample,
+    abi.GetNextDist: get_next_dist,
+    abi.CopyKvPage: copy_kvpage,
+    abi.MaskKvPage: mask_kvpage,
+}

@@ -1,0 +1,264 @@
+"""A forward call made ready: handles resolved and bounds checked once, then run, maybe in chunks.
+
+The question that decides its path is whether the attended slots are a plain page run (`paged`: the
+common case, addressed by page table with no mask) or need listing slot by slot (`listed`).
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING, Final
+
+from inferlet.abi import Forward, Span
+from inferlet.errors import (
+    HandleError,
+    MaskError,
+    PositionError,
+    QuotaError,
+    SharedPageError,
+    SpanError,
+    UnwrittenError,
+)
+
+from .tables import STOPPED, EmbBlock, Hidden, KvBlock, Late
+
+if TYPE_CHECKING:
+    from .machine import Machine
+    from .pools import PagePool
+    from .seat import Seat
+
+MAX_UNCHUNKED: Final = 512  # inputs of a forward that cannot be split: masked, or without a write
+
+Reads = list[tuple[KvBlock, int, int]]
+
+
+class Pass:
+    """A forward call under way. `done` inputs have run in earlier steps."""
+
+    __slots__ = (
+        "consecutive",
+        "done",
+        "lates",
+        "mask",
+        "outputs",
+        "pages",
+        "positions",
+        "read_slots",
+        "reads",
+        "request",
+        "tokens",
+        "write",
+    )
+
+    def __init__(self, request: int | None) -> None:
+        self.request = request
+        self.tokens: list[int | Late] = []
+        self.positions: list[int] = []
+        self.consecutive = True  # positions go up one by one
+        self.reads: Reads = []
+        self.read_slots = 0
+        self.write: tuple[KvBlock, int] | None = None
+        self.outputs: tuple[EmbBlock, int, int] | None = None
+        self.mask: bytes | None = None
+        self.lates: tuple[Late, ...] = ()  # inputs whose value is not known yet
+        self.pages: array[int] | None = None  # the attended page run, None if listed
+        self.done = 0
+
+    @property
+    def splittable(self) -> bool:
+        return self.mask is None and self.write is not None
+
+
+def prepare(machine: Machine, seat: Seat, command: Forward) -> Pass | None:
+    """Resolves and checks a forward. None if it is dropped, its outputs then being stopped.
+
+    Raises the InferletError that says what is wrong; nothing has been changed then.
+    """
+    call = Pass(command.req)
+    emb = embeds(seat, command.inputs, "inputs")
+    _, first, count = command.inputs
+    if count == 0:
+        raise SpanError("a forward without inputs", "give at least one input embed")
+    call.outputs = _outputs(seat, command, emb)
+    entries = emb.entries[first : first + count]
+    for entry in entries:
+        if type(entry) is int:
+            continue
+        if entry is STOPPED or (type(entry) is Late and entry.doomed):
+            if call.outputs:
+                target, at, length = call.outputs
+                machine.set_entries(target, at, [STOPPED] * length)
+            return None
+        if entry is None or type(entry) is Hidden:
+            held = "nothing" if entry is None else "a hidden state, where text is needed"
+            raise UnwrittenError(f"an input embed holds {held}", "embed_txt it first")
+    call.tokens = entries  # type: ignore[assignment]
+    call.lates = tuple(e for e in entries if type(e) is Late and e.value is None)
+    call.positions = _positions(command, emb, machine.model.max_context)
+    if count > 1:
+        p = call.positions[0]
+        call.consecutive = call.positions == list(range(p, p + count))
+    for span in command.reads:
+        _add_read(call, seat, span)
+    call.write = _write(call, seat, command, machine.pages)
+    call.mask = _mask(call, command, count)
+    if not call.splittable and count > MAX_UNCHUNKED:
+        raise QuotaError(
+            f"{count} inputs in a forward with a mask or without a write; the most is "
+            f"{MAX_UNCHUNKED}",
+            "split it into several forwards",
+        )
+    call.pages = _page_run(call)
+    return call
+
+
+def embeds(seat: Seat, span: Span, what: str) -> EmbBlock:
+    """The block of an embed span. HandleError, SpanError."""
+    handle, first, length = span
+    emb = seat.embs.get(handle)
+    if emb is None:
+        raise HandleError(f"{what}: no emb has handle {handle}", "alloc_emb it first")
+    if first + length > len(emb.entries):
+        raise SpanError(
+            f"{what} reaches embed {first + length - 1}, but the handle has {len(emb.entries)}",
+            "shorten the span",
+        )
+    return emb
+
+
+def kv_block(seat: Seat, span: Span, what: str) -> KvBlock:
+    """The block of a KV span. HandleError, SpanError."""
+    handle, first, length = span
+    block = seat.kvs.get(handle)
+    if block is None:
+        raise HandleError(f"{what}: no kv has handle {handle}", "alloc_kvpage it first")
+    block.check(first, length, what)
+    return block
+
+
+def writable(block: KvBlock, first: int, length: int, pool: PagePool) -> None:
+    """SharedPageError if another handle holds one of the pages."""
+    size = block.page_size
+    if length == 1:
+        shared = pool.shared(block.pages[first // size])
+    else:
+        pages = block.pages[first // size : (first + length - 1) // size + 1]
+        shared = any(pool.shared(page) for page in pages)
+    if shared:
+        raise SharedPageError(
+            "a write into a page that another handle holds",
+            "copy_kvpage the slots into a page of your own and write there",
+        )
+
+
+def _outputs(seat: Seat, command: Forward, inputs: EmbBlock) -> tuple[EmbBlock, int, int] | None:
+    if command.outputs is None:
+        return None
+    emb = embeds(seat, command.outputs, "outputs")
+    _, first, length = command.outputs
+    _, start, count = command.inputs
+    if length > count:
+        raise SpanError(
+            f"{length} outputs for {count} inputs", "ask for at most as many outputs as inputs"
+        )
+    own_tail = first == start + count - length
+    if emb is inputs and not own_tail and first < start + count and start < first + length:
+        raise SpanError(
+            "the outputs overlap the inputs",
+            "use other embeds, or the same ones as the last inputs",
+        )
+    return emb, first, length
+
+
+def _positions(command: Forward, emb: EmbBlock, max_context: int) -> list[int]:
+    _, first, count = command.inputs
+    if command.positions is None:
+        return emb.positions[first : first + count]  # checked by embed_txt
+    if len(command.positions) != count:
+        raise PositionError(
+            f"{len(command.positions)} positions for {count} inputs", "give one for each input"
+        )
+    check_positions(max(command.positions), max_context)
+    return command.positions
+
+
+def check_positions(highest: int, max_context: int) -> None:
+    """PositionError at or beyond the model's context."""
+    if highest >= max_context:
+        raise PositionError(
+            f"position {highest} is beyond the model's context of {max_context}",
+            "use a shorter prompt, or a window that reuses positions",
+        )
+
+
+def _add_read(call: Pass, seat: Seat, span: Span) -> None:
+    _, first, length = span
+    if length == 0:
+        return
+    block = kv_block(seat, span, "reads")
+    if call.reads:
+        last, start, n = call.reads[-1]
+        if last is block and start + n == first:
+            call.reads[-1] = (block, start, n + length)
+            call.read_slots += length
+            return
+    call.reads.append((block, first, length))
+    call.read_slots += length
+
+
+def _write(call: Pass, seat: Seat, command: Forward, pool: PagePool) -> tuple[KvBlock, int] | None:
+    if command.write is None:
+        return None
+    block = kv_block(seat, command.write, "write")
+    _, first, length = command.write
+    if length != command.inputs[2]:
+        raise SpanError(
+            f"the write has {length} slots for {command.inputs[2]} inputs", "make them equal"
+        )
+    for other, start, count in call.reads:
+        if other is block and start < first + length and first < start + count:
+            raise SpanError("the write overlaps the reads", "read only slots written before")
+    writable(block, first, length, pool)
+    return block, first
+
+
+def _mask(call: Pass, command: Forward, count: int) -> bytes | None:
+    if command.mask is None:
+        return None
+    width = (call.read_slots + count + 7) // 8
+    if len(command.mask) != count * width:
+        raise MaskError(
+            f"a mask of {len(command.mask)} octets; {count} inputs over "
+            f"{call.read_slots + count} columns need {count} rows of {width}",
+            "pad each row to a whole octet",
+        )
+    return command.mask
+
+
+def _page_run(call: Pass) -> array[int] | None:
+    """The pages of the attended slots, whole call included, if they are a plain page run.
+
+    That is: page after page from a page's first slot, holding positions that go up one by one and
+    end where the inputs begin. Then input j attends simply to the first R + j + 1 slots.
+    """
+    if call.mask is not None or call.write is None or not call.consecutive:
+        return None
+    target, at = call.write
+    spans = call.reads
+    count = len(call.tokens)
+    if spans and spans[-1][0] is target and spans[-1][1] + spans[-1][2] == at:
+        spans = [*spans[:-1], (target, spans[-1][1], spans[-1][2] + count)]
+    else:
+        spans = [*spans, (target, at, count)]
+    size, pages = target.page_size, array("i")
+    expected = call.positions[0] - call.read_slots
+    last = len(spans) - 1
+    for i, (block, first, length) in enumerate(spans):
+        if first % size or not block.regular or (i < last and length % size):
+            return None
+        known = length if i < last else length - count  # slots that hold something already
+        if known and (block.base + first != expected or first + known > block.filled):
+            return None
+        expected += length
+        pages.extend(block.pages[first // size : (first + length - 1) // size + 1])
+    return pages

@@ -1,0 +1,200 @@
+"""One inferlet: its socket, its handles, its answers on the way out.
+
+Everything read here is hostile until `_decode` has typed and bounded it. A frame that does not
+decode raises FrameError, and the caller ends this inferlet alone.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from typing import Final
+
+import msgspec
+from inferlet import abi
+from inferlet.abi import AnyCommand
+from inferlet.errors import FrameError, InferletError
+
+from piehost.wire.control import SeatStats
+
+from .tables import EmbBlock, KvBlock, Late, Queue
+
+MAX_BACKLOG_BYTES: Final = 1 << 20  # answers an inferlet may leave unread
+LAZY_ANSWERS: Final = 8
+LAZY_SECONDS: Final = 0.100  # ten updates a second still read as a stream
+MAX_QUEUES: Final = 256
+_READ_BYTES: Final = abi.MAX_FRAME_BYTES + 9
+
+_decode = msgspec.msgpack.Decoder(abi.Frame).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Seat:
+    """An admitted inferlet. `number` grows with launch order."""
+
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        sock: socket.socket,
+        limits: abi.Limits,
+        outgoing: set[Seat],
+    ) -> None:
+        self.number = number
+        self.name = name
+        self.limits = limits
+        self.stats = SeatStats()
+        self.queues: dict[int, Queue] = {}
+        self.kvs: dict[int, KvBlock] = {}
+        self.embs: dict[int, EmbBlock] = {}
+        self.tokens: dict[int, Late] = {}
+        self.pages_held = 0
+        self.embeds_held = 0
+        self.queued = 0  # commands waiting in all queues
+        self.messages: deque[bytes] = deque()  # from the client, not yet received
+        self.receivers: deque[int] = deque()  # request ids of waiting `receive`s
+        self.input_open = True
+        self.closed = False
+        self.sock = sock
+        sock.setblocking(False)
+        self._partial = bytearray()
+        self._outgoing = outgoing  # seats with answers to flush
+        self._answers: list[tuple[object, ...]] = []
+        self._lazy = 0  # how many answers at the end of _answers may wait
+        self._lazy_since = 0.0
+        self._backlog = bytearray()  # encoded, the socket did not take it yet
+
+    # --- in -------------------------------------------------------------------
+
+    def read(self) -> list[list[AnyCommand]] | None:
+        """The whole frames that have arrived; None if nothing has.
+
+        EOFError at the end of the connection, FrameError on a bad frame.
+        """
+        try:
+            data = self.sock.recv(_READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as error:
+            raise EOFError(str(error)) from error
+        if not data:
+            raise EOFError
+        if self._partial:
+            self._partial += data
+            data = bytes(self._partial)
+        frames, used = self._decode_frames(data)
+        self._partial = bytearray(data[used:]) if used < len(data) else bytearray()
+        return frames
+
+    def _decode_frames(self, data: bytes) -> tuple[list[list[AnyCommand]], int]:
+        frames: list[list[AnyCommand]] = []
+        at, end = 0, len(data)
+        while at < end:
+            flags = data[at]
+            if flags == 0:
+                start = at + 2
+                size = data[at + 1] if end > at + 1 else 0
+            elif flags == abi.FLAG_LONG:
+                start = at + 9
+                size = int.from_bytes(data[at + 1 : start], "big") if end >= start else 0
+            else:
+                raise FrameError(
+                    f"frame flags 0x{flags:02x}: only single-part messages are taken",
+                    "write flags 00 (one size octet) or 02 (eight size octets)",
+                )
+            if size > abi.MAX_FRAME_BYTES:
+                raise FrameError(
+                    f"a frame of {size} octets; the most is {abi.MAX_FRAME_BYTES}",
+                    "split the commands over several frames",
+                )
+            if end < start or end < start + size:
+                break
+            at = start + size
+            frames.append(self._decode(data[start:at]))
+            self.stats.frames_in += 1
+            self.stats.message_bytes += size
+        return frames, at
+
+    def _decode(self, body: bytes) -> list[AnyCommand]:
+        try:
+            commands: list[AnyCommand] = _decode(body)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            raise FrameError(
+                f"a frame that is not a list of commands: {error}", "see docs/abi.md, section 8"
+            ) from error
+        return commands
+
+    # --- out ------------------------------------------------------------------
+
+    def answer(self, request: int | None, value: object) -> None:
+        if request is not None:
+            self._urgent((abi.ANSWER_OK, request, value))
+
+    def fail(self, request: int | None, error: InferletError) -> None:
+        if request is not None:
+            self._urgent((abi.ANSWER_ERROR, request, error.code, error.message, error.hint))
+
+    def _urgent(self, answer: tuple[object, ...]) -> None:
+        self._answers.append(answer)
+        self._lazy = 0
+        self._outgoing.add(self)
+
+    def answer_lazily(self, request: int | None, value: object, now: float) -> None:
+        """An answer that may wait for company. `now`: seconds, monotonic."""
+        if request is None:
+            return
+        if self._lazy == len(self._answers):  # nothing urgent waits
+            if self._lazy == 0:
+                self._lazy_since = now
+            self._lazy += 1
+        self._answers.append((abi.ANSWER_OK, request, value))
+        self._outgoing.add(self)
+
+    def due(self) -> float:
+        """When its answers are to be sent: seconds, monotonic; 0 is at once."""
+        if self._lazy == len(self._answers) and self._lazy < LAZY_ANSWERS:
+            return self._lazy_since + LAZY_SECONDS
+        return 0.0
+
+    def flush(self) -> None:
+        """Sends the answers that wait, as far as the socket takes them."""
+        if self._answers:
+            self._put(self._answers)
+            self._answers = []
+            self._lazy = 0
+        self.drain()
+
+    def _put(self, answers: list[tuple[object, ...]]) -> None:
+        body = _encode(answers)
+        if len(body) > abi.MAX_FRAME_BYTES:  # never one answer alone: each is bounded
+            middle = len(answers) // 2
+            self._put(answers[:middle])
+            self._put(answers[middle:])
+            return
+        self._backlog += abi.frame_header(len(body))
+        self._backlog += body
+        self.stats.frames_out += 1
+        self.stats.message_bytes += len(body)
+
+    def drain(self) -> None:
+        """Writes as much of the backlog as the socket takes now."""
+        if not self._backlog or self.closed:
+            return
+        try:
+            sent = self.sock.send(self._backlog)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:  # the inferlet is gone; its end-of-file is on the way
+            self._backlog.clear()
+            return
+        del self._backlog[:sent]
+
+    @property
+    def has_backlog(self) -> bool:
+        """The socket has not taken everything yet."""
+        return bool(self._backlog)
+
+    @property
+    def overflowing(self) -> bool:
+        """It does not read its answers."""
+        return len(self._backlog) > MAX_BACKLOG_BYTES

@@ -1,0 +1,224 @@
+"""Client and host: launch programs, pass messages, ask what runs. ZeroMQ DEALER to ROUTER over ipc.
+
+One ZeroMQ message is one msgpack struct, single-part. `request` is a number the client chooses; it
+is private to the client and names a launch or a question until its last answer (`Ended`, `Failed`
+or the answer itself). `Hello` comes first: its pid is how the host notices that the client died.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias
+
+from msgspec import Struct
+
+from .stats import ControllerStats, SeatStats
+
+# Exit codes of `piehost launch` beside the inferlet's own and 128 + signal.
+EXIT_HOST: Final = 125  # piehost itself failed
+EXIT_REFUSED: Final = 126  # the program cannot run here
+EXIT_NOT_FOUND: Final = 127
+
+MAX_INPUT_BYTES: Final = 60000  # one message to the inferlet (inferlet.abi.MAX_MESSAGE_BYTES)
+
+# The client acknowledges what it read every ACK_BYTES; a client with more than MAX_UNREAD_BYTES
+# unread has its inferlets ended, so that the host's memory stays bounded.
+ACK_BYTES: Final = 1 << 18
+MAX_UNREAD_BYTES: Final = 64 << 20
+
+
+class Reason(Struct, kw_only=True):
+    """Why something did not work or was ended: what happened, why, what to try."""
+
+    code: str  # a stable name, such as "bad_frame", "not_found", "stopped"
+    what: str
+    why: str = ""
+    hint: str = ""
+
+
+class Usage(Struct, kw_only=True):
+    """What the process of an inferlet used."""
+
+    user_seconds: float
+    system_seconds: float
+    max_rss_bytes: int
+
+
+class Hello(Struct, array_like=True, tag="hello"):
+    pid: int
+
+
+class Bye(Struct, array_like=True, tag="bye"):
+    """The client closes: what it launched is ended."""
+
+
+class Launch(Struct, array_like=True, tag="launch"):
+    """Answered with `Started`, `Message`s and `Output`s, then `Ended`; or with `Failed`."""
+
+    request: int
+    program: str  # absolute path of a .py, an executable, or a folder with inferlet.toml
+    args: list[str]
+    quotas: dict[str, str] = {}  # as given with --quota key=value
+    waived: list[str] = []  # sandbox controls given up by name
+
+
+class Input(Struct, array_like=True, tag="input"):
+    """A message for the `receive` of launch `request`; at most 60,000 octets."""
+
+    request: int
+    data: bytes
+
+
+class CloseInput(Struct, array_like=True, tag="close_input"):
+    request: int
+
+
+class Cancel(Struct, array_like=True, tag="cancel"):
+    """Ends launch `request` of this client; its `Ended` follows."""
+
+    request: int
+
+
+class Ack(Struct, array_like=True, tag="ack"):
+    """`size` octets of `Message` and `Output` were read."""
+
+    size: int
+
+
+class Stop(Struct, array_like=True, tag="stop"):
+    """Ends the inferlet with this id, or all (nil). Answered with `Stopped`, or `Failed`."""
+
+    request: int
+    id: str | None
+
+
+class List(Struct, array_like=True, tag="list"):
+    request: int
+
+
+class Models(Struct, array_like=True, tag="models"):
+    request: int
+
+
+class AskStats(Struct, array_like=True, tag="ask_stats"):
+    request: int
+
+
+class Shutdown(Struct, array_like=True, tag="shutdown"):
+    """Ends everything and the host itself. There is no answer but the host's end."""
+
+
+class Progress(Struct, array_like=True, tag="progress"):
+    """The model is loading; launches wait for it. Sent to clients that have a launch waiting."""
+
+    stage: str
+    fraction: float
+
+
+class Started(Struct, array_like=True, tag="started"):
+    request: int
+    id: str
+    pid: int
+
+
+class Message(Struct, array_like=True, tag="message"):
+    """From the inferlet's `send`."""
+
+    request: int
+    data: bytes
+
+
+class Output(Struct, array_like=True, tag="output"):
+    """What the inferlet wrote to its stdout (1) or stderr (2)."""
+
+    request: int
+    stream: int
+    data: bytes
+
+
+class Ended(Struct, array_like=True, tag="ended"):
+    """`code` is the exit code, or 128 + signal; 125 if piehost's own failure ended it."""
+
+    request: int
+    code: int
+    reason: Reason | None
+    stats: SeatStats
+    usage: Usage | None
+
+
+class Failed(Struct, array_like=True, tag="failed"):
+    """The launch or question `request` came to nothing; `code` is the exit code for a CLI."""
+
+    request: int
+    code: int
+    reason: Reason
+
+
+class InferletInfo(Struct, kw_only=True):
+    id: str
+    program: str
+    pid: int
+    client_pid: int
+    state: str  # "starting", "running" or "ending"
+    seconds: float  # since the launch
+    stats: SeatStats
+
+
+class Listing(Struct, array_like=True, tag="listing"):
+    request: int
+    inferlets: list[InferletInfo]
+
+
+class Stopped(Struct, array_like=True, tag="stopped"):
+    request: int
+    ids: list[str]
+
+
+class ModelList(Struct, array_like=True, tag="model_list"):
+    """`model` is nil while it loads, else `inferlet.abi.ModelInfo` as a map (clients do not import
+    the ABI). `options` is how the server was started."""
+
+    request: int
+    options: dict[str, str]
+    model: dict[str, Any] | None
+    device: str
+    engine: str
+    pages: int
+    load_seconds: float
+
+
+class HostStats(Struct, array_like=True, tag="host_stats"):
+    request: int
+    controller: ControllerStats
+    seats: dict[str, SeatStats]  # by inferlet id
+    children: dict[str, int]  # pid of each process the host started, by name
+    launches: int
+    restarts: int
+    rings_ready: int
+
+
+ClientToHost: TypeAlias = (
+    Hello
+    | Bye
+    | Launch
+    | Input
+    | CloseInput
+    | Cancel
+    | Ack
+    | Stop
+    | List
+    | Models
+    | AskStats
+    | Shutdown
+)
+HostToClient: TypeAlias = (
+    Progress
+    | Started
+    | Message
+    | Output
+    | Ended
+    | Failed
+    | Listing
+    | Stopped
+    | ModelList
+    | HostStats
+)
