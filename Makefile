@@ -1,0 +1,47 @@
+# make demo   set up everything and run the main job: two inferlets, Python and C, one model
+# make test   set up everything and pass the tests
+# make bench  measure: JSON and plots under bench/results/
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PROMPT := The capital of France is
+
+.PHONY: demo test check bench setup inferlets clean
+
+demo: setup inferlets
+	@echo "== inferlets/text_completion (Python)"
+	@$(BIN)/piehost launch inferlets/text_completion -- --prompt "$(PROMPT)" --max-tokens 8
+	@echo "== inferlets/c/text_completion (C)"
+	@$(BIN)/piehost launch inferlets/c/text_completion -- --prompt "$(PROMPT)" --max-tokens 8
+
+test: setup inferlets check
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup inferlets
+	$(BIN)/python -m bench
+
+inferlets:
+	@$(MAKE) --no-print-directory -C bindings/c lib
+	@$(MAKE) --no-print-directory -C inferlets/c
+
+setup: $(VENV)/installed
+
+# The stamp is newer than what it was made from, so a second `make` starts at once.
+$(VENV)/installed: constraints.txt pyproject.toml bindings/python/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "piehost needs Python 3.11 or newer; try: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	    { echo "cannot make a virtualenv; on Debian try: apt install python3-venv" >&2; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    -e bindings/python -e '.[dev,bench]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) bindings/c/build inferlets/c/*/build
