@@ -154,19 +154,23 @@ class ControllerProcess:
         theirs.close()
         return self._seats, Peer(ours)
 
-    def collect(self, timeout: float = 0.3) -> list[Step]:
-        """Steps that have arrived, not yet answered."""
-        while select.select([self.backend.fileno()], [], [], timeout)[0]:
-            self.waiting += [message for message, _ in self.backend.receive()]
-            timeout = 0.02
+    def collect(self) -> list[Step]:
+        """The unanswered steps, once the controller has done all it can with what was sent."""
+        for _ in range(3):  # admitted, read, sent: each takes it one turn of its loop at most
+            self.stats()
+        self._receive(0)
         return self.waiting
 
-    def serve(self, count: int = 1, timeout: float = 5.0) -> list[Step]:
+    def _receive(self, timeout: float) -> None:
+        if select.select([self.backend.fileno()], [], [], timeout)[0]:
+            self.waiting += [message for message, _ in self.backend.receive()]
+
+    def serve(self, count: int = 1) -> list[Step]:
         """Waits for `count` steps, carries them out and answers."""
         done = []
         for _ in range(count):
             if not self.waiting:
-                self.collect(timeout)
+                self._receive(timeout=20)
             assert self.waiting, "no step came"
             step = self.waiting.pop(0)
             self.backend.send(self.device.run(step))

@@ -175,6 +175,7 @@ def test_sixty_four_programs_share_steps(controller: ControllerProcess) -> None:
     for i, peer in enumerate(peers):
         prompt = [i + 1] * (1 + i % 5)
         peer.put(*setup(prompt, 40), *chain(len(prompt), 20, 100, []), abi.Synchronize(99, Q))
+    controller.collect()  # the first steps are unanswered until everybody has come
     for i, peer in enumerate(peers):
         controller.wait(peer, 99)
         prompt = [i + 1] * (1 + i % 5)
