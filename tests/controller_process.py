@@ -182,8 +182,9 @@ class ControllerProcess:
         for _ in range(2000):
             if peer.answered(request):
                 break
-            ready, _, _ = select.select([peer.sock, self.backend.fileno()], [], [], 5.0)
-            assert ready, f"no answer to request {request} and no step"
+            patience = 0 if self.waiting else 20
+            ready, _, _ = select.select([peer.sock, self.backend.fileno()], [], [], patience)
+            assert ready or self.waiting, f"no answer to request {request} and no step"
             if self.backend.fileno() in ready or self.waiting:
                 self.serve()
             if peer.sock in ready:
