@@ -1,0 +1,73 @@
+"""Why nothing could be started, in words: what, why, what to try."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+
+class SpawnRefused(Exception):
+    """Nothing runs. `stage` and `code` (an errno) are for programs, the rest is for people."""
+
+    def __init__(self, stage: str, code: int, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+
+_CONTROL_HINTS: Final = {
+    "seccomp": "use a kernel with CONFIG_SECCOMP_FILTER (any since 4.14), and a container that"
+    " allows seccomp(2); or run without it: --allow-degraded=seccomp",
+    "landlock": "use Linux 5.13 or later with landlock in its lsm= list;"
+    " or run without it: --allow-degraded=landlock",
+}
+
+
+def missing_control(control: str, code: int) -> SpawnRefused:
+    """The kernel lacks `control`, and the launch does not waive it."""
+    return SpawnRefused(
+        control,
+        code,
+        f"the sandbox cannot be built: this machine has no {control} ({os.strerror(code)})",
+        _CONTROL_HINTS[control],
+    )
+
+
+_EXEC: Final = {
+    errno.ENOENT: (
+        "it, or its dynamic linker, is not there",
+        "check the path; `ldd` shows libraries",
+    ),
+    errno.EACCES: ("it may not be executed", "chmod +x; look for a noexec mount"),
+    errno.ENOEXEC: ("its format is not one this machine can run", "build it for this machine"),
+    errno.ENOMEM: ("it does not fit into its memory limit", "raise the memory quota"),
+    errno.E2BIG: ("its arguments are too long", "pass large inputs as messages"),
+    errno.ETXTBSY: ("it is open for writing somewhere", "wait until the build has finished"),
+}
+
+
+def failed_stage(stage: str, code: int, path: str) -> SpawnRefused:
+    """The child's own set-up failed at `stage`."""
+    if stage == "exec":
+        why, hint = _EXEC.get(code, (os.strerror(code), "run it by hand to see whether it starts"))
+        return SpawnRefused(stage, code, f"{path} could not be started: {why}", hint)
+    if stage == "chdir":
+        return SpawnRefused(
+            stage,
+            code,
+            f"{path} could not be started: its folder cannot be entered ({os.strerror(code)})",
+            "check that the folder is there and readable",
+        )
+    hint = "run `piehost doctor`"
+    if code in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+        hint = "stop some inferlets, or raise the machine's limits"
+    return SpawnRefused(
+        stage,
+        code,
+        f"{path} could not be started: the step {stage!r} of its set-up failed"
+        f" ({os.strerror(code)})",
+        hint,
+    )

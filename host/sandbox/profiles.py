@@ -1,0 +1,60 @@
+"""What each profile comes to on this machine: a compiled filter, and the paths it may read."""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from .bpf import KILL, TRACE, Filter, compile_policy
+from .policy import load
+
+NATIVE: Final = "native"
+DYNAMIC: Final = "dynamic"  # chosen for `native` when the executable asks for a dynamic linker
+PYTHON: Final = "python"
+
+_LIBRARIES: Final = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
+
+
+class Profile(Struct):
+    filter: Filter
+    readable: list[str]
+
+
+def compile_profiles(watched: bool) -> dict[str, Profile]:
+    """Every profile, ready to use; `watched` if a `Watch` kills for forbidden calls."""
+    readable: dict[str, list[str]] = {
+        NATIVE: [],
+        DYNAMIC: list(_LIBRARIES),
+        PYTHON: [*_LIBRARIES, *_interpreter_paths()],
+    }
+    forbidden = TRACE if watched else KILL
+    return {
+        name: Profile(compile_policy(load(name), forbidden), _outermost(paths))
+        for name, paths in readable.items()
+    }
+
+
+def _interpreter_paths() -> list[str]:
+    """The standard library, site-packages, and the SDK wherever it is installed."""
+    paths = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
+    packages = {*site.getsitepackages(), site.getusersitepackages()}
+    paths += [path for path in sys.path if path in packages]
+    sdk = sys.modules.get("inferlet")
+    if sdk is not None and sdk.__file__:
+        paths.append(str(Path(sdk.__file__).parent))
+    return [os.path.realpath(path) for path in paths if Path(path).is_dir()]
+
+
+def _outermost(paths: list[str]) -> list[str]:
+    """Without those that lie in another, and without those that do not exist."""
+    kept: list[str] = []
+    for path in sorted({path for path in map(os.path.realpath, paths) if Path(path).exists()}):
+        if not any(path.startswith(f"{above}/") for above in kept):
+            kept.append(path)
+    return kept

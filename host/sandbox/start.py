@@ -1,0 +1,190 @@
+"""Starts one inferlet: checks what is asked for, prepares everything, forks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+from piehost.wire.launch import Spawn
+
+from . import elf, kernel, script
+from .bpf import Filter
+from .calls import STATUS_FD, Calls
+from .child import RULESET_FD, TARGETS, add_exec, set_up
+from .failure import SpawnRefused, failed_stage, missing_control
+from .landlock import Landlock
+from .profiles import DYNAMIC, NATIVE, PYTHON, Profile, compile_profiles
+from .watch import Watch
+
+_KINDS = {"native": (NATIVE, DYNAMIC), "python": (PYTHON,)}
+
+
+class Started(NamedTuple):
+    """A child in its set-up. `status` ends when it is through, or when it has told why not."""
+
+    pid: int
+    pidfd: int
+    status: int
+    calls: Calls
+
+
+class Starter:
+    """What this machine can do, and all that is the same for every launch."""
+
+    def __init__(self, kind: str) -> None:
+        """For programs of `kind` only. Also puts the watching filter above this process, where
+        that is possible."""
+        self.watch: Watch | None = None
+        self._kind = kind
+        self._landlock = Landlock()
+        self._seccomp_errno = 0
+        try:
+            kernel.check_seccomp()
+        except OSError as error:
+            self._seccomp_errno = error.errno or errno.ENOSYS
+        else:
+            with contextlib.suppress(OSError):  # then forbidden calls kill, but have no name
+                self.watch = Watch()
+        self._profiles = compile_profiles(watched=self.watch is not None)
+        self._own_address_space = _address_space()
+        self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def start(self, spawn: Spawn, descriptors: list[int]) -> Started:
+        """SpawnRefused if it cannot be; then nothing runs. `descriptors` stay the caller's."""
+        if len(descriptors) != len(TARGETS):
+            raise SpawnRefused(
+                "descriptors",
+                errno.EBADF,
+                f"{len(descriptors)} descriptors came with the launch, {len(TARGETS)} are needed",
+                "this is a fault of piehost: please report it",
+            )
+        profile, executable = self._profile(spawn)
+        try:
+            landlock = self._ruleset(spawn, [*profile.readable, *spawn.readable], executable)
+            seccomp = self._seccomp(spawn, profile.filter)
+            status, end = os.pipe2(os.O_CLOEXEC)
+            os.dup2(end, STATUS_FD, inheritable=False)
+            os.close(end)
+            try:
+                calls = set_up(spawn, descriptors, landlock, seccomp)
+                fork = _fork_native if spawn.kind == "native" else _fork_python
+                pid, pidfd = fork(spawn, calls, seccomp)
+            except BaseException:
+                os.close(status)
+                raise
+        except OSError as error:  # no descriptors, processes or memory left in the launcher
+            raise failed_stage("fork", error.errno or 0, spawn.path) from error
+        finally:
+            os.dup2(self._null, STATUS_FD, inheritable=False)
+            os.dup2(self._null, RULESET_FD, inheritable=False)
+        return Started(pid, pidfd, status, calls)
+
+    def _profile(self, spawn: Spawn) -> tuple[Profile, list[str]]:
+        """The profile, and the files that may be executed."""
+        name = spawn.profile
+        if spawn.kind != self._kind or name not in _KINDS[self._kind]:
+            raise SpawnRefused(
+                "profile",
+                errno.EINVAL,
+                f"this launcher has no profile {name!r} for programs of kind {spawn.kind!r}",
+                f"for {self._kind} programs: {', '.join(_KINDS[self._kind])}",
+            )
+        if spawn.kind == "python":
+            _check_script(spawn, self._own_address_space)
+            return self._profiles[name], []
+        linker = elf.interpreter(spawn.path)
+        if linker is None:
+            return self._profiles[name], [spawn.path]
+        return self._profiles[DYNAMIC], [spawn.path, linker]
+
+    def _ruleset(self, spawn: Spawn, readable: list[str], executable: list[str]) -> bool:
+        """Makes it at RULESET_FD; False if the launch goes without."""
+        if not self._landlock.available:
+            if "landlock" not in spawn.waived:
+                raise missing_control("landlock", self._landlock.errno)
+            return False
+        try:
+            ruleset = self._landlock.ruleset(readable, executable)
+        except OSError as error:
+            raise failed_stage("landlock", error.errno or 0, spawn.path) from error
+        os.dup2(ruleset, RULESET_FD, inheritable=False)
+        os.close(ruleset)
+        return True
+
+    def _seccomp(
+        self, spawn: Spawn, filter_: Filter
+    ) -> tuple[Filter, kernel.SeccompProgram] | None:
+        if self._seccomp_errno:
+            if "seccomp" not in spawn.waived:
+                raise missing_control("seccomp", self._seccomp_errno)
+            return None
+        return filter_, kernel.SeccompProgram(filter_.code)
+
+
+def _fork_native(
+    spawn: Spawn, calls: Calls, seccomp: tuple[Filter, kernel.SeccompProgram] | None
+) -> tuple[int, int]:
+    words = os.urandom(24)
+    secret = tuple(int.from_bytes(words[at : at + 8], "little") for at in (0, 8, 16))
+    if seccomp is not None:
+        filter_, program = seccomp
+        for index, word in enumerate(secret):
+            filter_.fill(program.code, f"secret{index}", word)
+    add_exec(calls, spawn, secret)
+    calls.seal()
+    return calls.run_in_new_process()
+
+
+def _fork_python(
+    spawn: Spawn, calls: Calls, seccomp: tuple[Filter, kernel.SeccompProgram] | None
+) -> tuple[int, int]:
+    calls.seal()
+    pid = os.fork()
+    if pid:
+        try:
+            return pid, os.pidfd_open(pid)
+        except OSError:  # no descriptor left: without one it cannot be watched
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+    try:
+        kernel.set_process_name(Path(spawn.path).name)
+        calls.run()
+        os.close(STATUS_FD)  # it runs
+        script.run(spawn.path, spawn.argv, spawn.env)
+    except BaseException:  # ours, not the script's: such as no memory left for it
+        traceback.print_exc()
+    finally:
+        os._exit(127)
+
+
+def _check_script(spawn: Spawn, own_address_space: int) -> None:
+    try:
+        os.close(os.open(spawn.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        if Path(spawn.path).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise SpawnRefused(
+            "script",
+            error.errno or 0,
+            f"{spawn.path} cannot be read: {os.strerror(error.errno or 0)}",
+            "check the path and its permissions",
+        ) from error
+    if spawn.limits.address_space < own_address_space:
+        raise SpawnRefused(
+            "rlimits",
+            errno.ENOMEM,
+            f"{spawn.path} cannot be started: its limit of {spawn.limits.address_space >> 20} MiB"
+            f" of address space is less than the {own_address_space >> 20} MiB Python itself takes",
+            "raise the memory quota",
+        )
+
+
+def _address_space() -> int:
+    pages = Path("/proc/self/statm").read_text().split()[0]
+    return int(pages) * os.sysconf("SC_PAGESIZE")
