@@ -170,7 +170,7 @@ class GetNextDist(Command, tag=18):
 
 class Sample(Command, tag=19):
     """Answered with the token id, or nil if an earlier stop dropped it. `lazy` answers may be
-    held back up to 8 answers or 100 ms, so that a frame carries several."""
+    held back, at most 16 answers and 0.4 s, so that a frame carries several."""
 
     queue: Handle
     emb: Index
