@@ -52,7 +52,7 @@ class Bye(Struct, array_like=True, tag="bye"):
 
 
 class Launch(Struct, array_like=True, tag="launch"):
-    """Answered with `Started`, `Message`s and `Output`s, then `Ended`; or with `Failed`."""
+    """Answered with `Started`, then `Message`s and `Output`s, then `Ended`; or with `Failed`."""
 
     request: int
     program: str  # absolute path of a .py, an executable, or a folder with inferlet.toml

@@ -1,0 +1,73 @@
+"""The `piehost` command: one file a verb, loaded only when it is used, so that a launch is quick.
+
+Exit codes: 125 piehost failed, 126 the program is refused, 127 not found, 128 + n signal n, 2 wrong
+usage, else the inferlet's own. Errors say what, why and what to try; `--debug` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Final
+
+import click
+
+from piehost.wire.client import EXIT_HOST
+
+from ..errors import HostError, exit_code_of
+
+_VERBS: Final = {
+    "serve": "Keep a model loaded for launches.",
+    "launch": "Run an inferlet.",
+    "ps": "List running inferlets.",
+    "stop": "End inferlets.",
+    "models": "Show the served model.",
+    "doctor": "Prove what the sandbox stops; show the machine.",
+}
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _VERBS:
+            return None
+        verb = getattr(importlib.import_module(f"{__name__}.{name}"), name)
+        assert isinstance(verb, click.Command)
+        return verb
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_VERBS.items()))
+
+
+@click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show tracebacks and what piehost's processes print.")
+@click.pass_context
+def piehost(ctx: click.Context, debug: bool) -> None:
+    """Programmable LLM serving: inferlets as sandboxed processes, batched on one accelerator."""
+    ctx.obj = debug
+
+
+def main() -> None:
+    debug = "--debug" in sys.argv[1:2]
+    try:
+        code = piehost.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except HostError as error:
+        if debug:
+            raise
+        print(error, file=sys.stderr)  # noqa: T201
+        code = exit_code_of(error)
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except Exception as error:
+        if debug:
+            raise
+        what = f"piehost: internal error: {type(error).__name__}: {error}"
+        print(f"{what}\n  try: piehost --debug {' '.join(sys.argv[1:3])} ...", file=sys.stderr)  # noqa: T201
+        code = EXIT_HOST
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,160 @@
+"""The ZeroMQ ROUTER that clients connect to: who they are, what they sent, whether they live."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import zmq
+
+from piehost.wire.client import (
+    EXIT_HOST,
+    MAX_UNREAD_BYTES,
+    Ack,
+    Bye,
+    ClientToHost,
+    Failed,
+    Hello,
+    HostToClient,
+    Message,
+    Output,
+    Reason,
+)
+
+_LINGER_MS = 500  # at the host's end, for the last answers to leave
+
+
+class Client:
+    """A connected client."""
+
+    def __init__(self, identity: bytes, pid: int, pidfd: int) -> None:
+        self.identity = identity
+        self.pid = pid
+        self.pidfd = pidfd
+        self.unread = 0  # octets of messages and output it has not acknowledged
+        self.gone = False
+        self.muted = False  # it gets no more messages and output: it did not read them
+
+
+class ClientListener(Protocol):
+    def from_client(self, client: Client, message: ClientToHost) -> None: ...
+
+    def client_gone(self, client: Client, reason: Reason) -> None:
+        """It died, said goodbye, or reads too slowly: what it launched is to be ended."""
+
+
+class Clients:
+    def __init__(self, socket: Path, listener: ClientListener) -> None:
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._by_identity: dict[bytes, Client] = {}
+        self._decoder = msgspec.msgpack.Decoder(ClientToHost)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._context = zmq.Context()
+        self._router = self._context.socket(zmq.ROUTER)
+        self._router.setsockopt(zmq.SNDHWM, 0)  # bounded by MAX_UNREAD_BYTES instead
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to one that left is an error
+        self._router.setsockopt(zmq.LINGER, _LINGER_MS)
+        mask = os.umask(0o177)
+        try:
+            self._router.bind(f"ipc://{socket}")
+        finally:
+            os.umask(mask)
+        self._fd: int = self._router.FD
+        self._scheduled = False
+        self._loop.add_reader(self._fd, self._drain)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._fd)
+        for client in list(self._by_identity.values()):
+            self._forget(client)
+        self._router.close()
+        self._context.term()
+
+    def send(self, client: Client, message: HostToClient) -> None:
+        if client.gone:
+            return
+        if isinstance(message, Message | Output):
+            if client.muted:
+                return
+            client.unread += len(message.data)
+        try:
+            self._router.send_multipart([client.identity, self._encoder.encode(message)])
+        except zmq.ZMQError:  # its connection is closed
+            reason = Reason(code="client_gone", what="the client disconnected")
+            self._loop.call_soon(self._lose, client, reason)
+        if client.unread > MAX_UNREAD_BYTES and not client.muted:
+            client.muted = True
+            reason = Reason(
+                code="client_slow",
+                what="the client did not read its messages",
+                why=f"more than {MAX_UNREAD_BYTES} octets waited for it",
+                hint="read faster, or send less",
+            )
+            self._loop.call_soon(self._listener.client_gone, client, reason)
+        # ZeroMQ's descriptor is edge-triggered, and sending may have eaten the edge
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        self._scheduled = False
+        while not self._router.closed:  # a call may be scheduled when the host closes
+            try:
+                identity, *parts = self._router.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._received(identity, b"".join(parts))
+
+    def _received(self, identity: bytes, body: bytes) -> None:
+        client = self._by_identity.get(identity)
+        try:
+            message = self._decoder.decode(body)
+        except msgspec.DecodeError as error:
+            message = None
+            why = str(error)
+        if isinstance(message, Hello) and client is None:
+            self._hello(identity, message.pid)
+        elif message is None or client is None:
+            self._complain(identity, "it said no Hello" if message else why)
+        elif isinstance(message, Ack):
+            client.unread = max(0, client.unread - message.size)
+        elif isinstance(message, Bye):
+            self._lose(client, Reason(code="client_gone", what="the client closed"))
+        else:
+            self._listener.from_client(client, message)
+
+    def _hello(self, identity: bytes, pid: int) -> None:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            self._complain(identity, f"process {pid}: {error.strerror}")
+            return
+        client = Client(identity, pid, pidfd)
+        self._by_identity[identity] = client
+        reason = Reason(code="client_gone", what="the client died")
+        self._loop.add_reader(pidfd, self._lose, client, reason)
+
+    def _complain(self, identity: bytes, why: str) -> None:
+        reason = Reason(
+            code="bad_message",
+            what="the host cannot use this message",
+            why=why,
+            hint="use the client of the same piehost version",
+        )
+        stranger = Client(identity, 0, -1)
+        self.send(stranger, Failed(request=0, code=EXIT_HOST, reason=reason))
+
+    def _lose(self, client: Client, reason: Reason) -> None:
+        if client.identity in self._by_identity:
+            self._forget(client)
+            self._listener.client_gone(client, reason)
+
+    def _forget(self, client: Client) -> None:
+        client.gone = True
+        del self._by_identity[client.identity]
+        self._loop.remove_reader(client.pidfd)
+        os.close(client.pidfd)

@@ -1,0 +1,185 @@
+"""The core: one backend and one controller, started together and ended together.
+
+They share a link of their own, so when one dies the other is ended too and both start afresh.
+What was running on them cannot go on; the host ends it with a typed reason.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Final, Protocol
+
+from piehost.wire import control, step
+from piehost.wire.client import Progress, Reason
+
+from .allotment import default_ring_bytes
+from .children import Child
+from .options import Options
+from .rings import Ring, RingPool
+
+_MAX_FAILED_STARTS: Final = 2  # deaths in a row before the backend was ready
+
+
+class CoreListener(Protocol):
+    """What the core tells its host."""
+
+    def core_progress(self, progress: Progress) -> None:
+        """The model is loading."""
+
+    def core_loaded(self, ready: step.Ready) -> None: ...
+
+    def core_rings(self) -> None:
+        """There are more rings to take."""
+
+    def core_lost(self, reason: Reason) -> None:
+        """Backend and controller are gone; new ones are starting."""
+
+    def core_failed(self, reason: Reason) -> None:
+        """They are gone for good."""
+
+    def from_controller(self, message: control.ControllerToHost) -> None: ...
+
+
+class Core:
+    def __init__(self, options: Options, listener: CoreListener) -> None:
+        self.ready: step.Ready | None = None
+        self.restarts = 0
+        self.progress: Progress | None = None  # the latest, while loading
+        self._options = options
+        self._listener = listener
+        self._failed_starts = 0
+        self._next_ring = 1
+        self.rings: RingPool | None = None
+        self.vocabulary = -1  # descriptor, sealed
+        self._start()
+
+    def _start(self) -> None:
+        backend_end, controller_end = socket.socketpair()
+        self.controller: Child[control.ControllerToHost] = Child(
+            "controller",
+            "piehost.controller",
+            [],
+            control.ControllerToHost,
+            self._from_controller,
+            lambda: self._lost("controller"),
+            link_option="--host-fd",
+            passed={"--backend-fd": controller_end},
+        )
+        self.backend: Child[step.BackendToHost] = Child(
+            "backend",
+            "piehost.gpu_backend",
+            self._options.backend_arguments(),
+            step.BackendToHost,
+            self._from_backend,
+            lambda: self._lost("backend"),
+            link_option="--host-fd",
+            passed={"--controller-fd": backend_end},
+        )
+        backend_end.close()
+        controller_end.close()
+
+    def children(self) -> dict[str, int]:
+        return {child.name: child.pid for child in (self.backend, self.controller)}
+
+    def take_ring(self, size: int, waiting: int) -> Ring | None:
+        """A ring of at least `size` octets, or None: `core_rings` says when to ask again."""
+        if self.rings is None:
+            return None
+        ring = self.rings.take(size)
+        self.rings.fill(waiting)
+        return ring
+
+    def drop_ring(self, number: int) -> None:
+        """The seat of that number is dead."""
+        self.backend.send(step.DropRing(ring=number))
+
+    def close(self) -> None:
+        """Ends both processes, for good; returns when they are gone."""
+        self._drop()
+        self.backend.close()
+        self.controller.close()
+
+    def _drop(self) -> None:
+        self.backend.forget()
+        self.controller.forget()
+        self.ready = None
+        self.progress = None
+        if self.rings is not None:
+            self._next_ring = self.rings.next_number
+            self.rings.close()
+            self.rings = None
+        if self.vocabulary >= 0:
+            os.close(self.vocabulary)
+            self.vocabulary = -1
+
+    def _from_controller(self, message: control.ControllerToHost, fds: list[int]) -> None:
+        if isinstance(message, control.BackendLost):
+            self.backend.end()
+        else:
+            self._listener.from_controller(message)
+
+    def _from_backend(self, message: step.BackendToHost, fds: list[int]) -> None:
+        match message:
+            case step.Progress():
+                self.progress = Progress(stage=message.stage, fraction=message.fraction)
+                self._listener.core_progress(self.progress)
+            case step.Ready():
+                self._loaded(message, *fds)
+            case step.LoadFailed():
+                self._drop()
+                self._listener.core_failed(
+                    Reason(
+                        code="load_failed",
+                        what=f"cannot load the model {self._options.model}",
+                        why=message.message,
+                        hint=message.hint,
+                    )
+                )
+            case step.RingMapped():
+                if self.rings is not None:
+                    self.rings.mapped(message.ring)
+                    self._listener.core_rings()
+
+    def _loaded(self, ready: step.Ready, vocabulary: int, tokenizer: int) -> None:
+        self.vocabulary = vocabulary
+        configure = control.Configure(
+            model=ready.model,
+            pages=ready.pages,
+            rows=ready.rows,
+            scratch_slots=ready.scratch_slots,
+            policy=self._options.policy,
+        )
+        self.controller.send(configure, [tokenizer])
+        os.close(tokenizer)
+        self._failed_starts = 0
+        self.progress = None
+        self.ready = ready
+        size = default_ring_bytes(ready.model.vocab_size)
+        self.rings = RingPool(size, self._next_ring, self.backend.send)
+        self._listener.core_loaded(ready)
+
+    def _lost(self, which: str) -> None:
+        loaded = self.ready is not None
+        self._drop()
+        if loaded:
+            self.restarts += 1
+            reason = Reason(
+                code=f"{which}_lost",
+                what=f"the {which} process died",
+                why="it crashed or was killed; what ran on it cannot go on",
+                hint="launch again: a new one is starting",
+            )
+        else:
+            self._failed_starts += 1
+            reason = Reason(
+                code=f"{which}_lost",
+                what=f"the {which} process died while the model was loading",
+                why="it crashed, was killed, or ran out of memory",
+                hint="a smaller model, less --kv-memory, or --debug to see what it printed",
+            )
+            if self._failed_starts >= _MAX_FAILED_STARTS:
+                self._listener.core_failed(reason)
+                return
+        self._listener.core_lost(reason)
+        self._start()

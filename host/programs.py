@@ -1,0 +1,221 @@
+"""What `piehost launch` is given, as a program: a .py, an executable, or a folder of either.
+
+Only metadata is read here (file type, ELF header, inferlet.toml): the host never parses a script.
+`check_syntax` does, so it is for the client's own process.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import struct
+import tomllib
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from .errors import NotFound, Refused
+from .quotas import Value
+
+MANIFEST: Final = "inferlet.toml"
+_MAX_MANIFEST_BYTES: Final = 65536
+_MAX_SCRIPT_BYTES: Final = 4 << 20
+
+# e_machine of the ELF header, by the name platform.machine() uses
+_MACHINES: Final = {
+    3: "i686", 8: "mips", 21: "ppc64le", 22: "s390x", 40: "armv7l", 62: "x86_64", 183: "aarch64",
+    243: "riscv64", 258: "loongarch64",
+}  # fmt: skip
+_ELF_64: Final = 2
+
+
+class Program(Struct, kw_only=True):
+    """Something that can be launched. `path` is absolute and real."""
+
+    kind: str  # "native" or "python"
+    path: str
+    name: str  # safe for ids: letters, digits, dot, dash and underscore
+    description: str
+    cwd: str
+    readable: list[str]  # beyond the profile's own
+    quota: dict[str, Value]
+
+
+class Manifest(Struct, forbid_unknown_fields=True):
+    """inferlet.toml."""
+
+    entry: str
+    name: str | None = None
+    description: str = ""
+    kind: str | None = None
+    quota: dict[str, Value] = {}
+
+
+def resolve(path_text: str) -> Program:
+    """The program at an absolute path.
+
+    NotFound if nothing is there; Refused if it cannot run here, with the reason.
+    """
+    path = Path(path_text)
+    if not path.is_absolute():
+        raise Refused(f"{path} is not an absolute path", code="bad_path")
+    try:
+        real = path.resolve(strict=True)
+    except FileNotFoundError as error:
+        raise NotFound(
+            f"there is no program {path}",
+            "no such file or folder",
+            "check the path; a .py, an executable, or a folder with inferlet.toml",
+        ) from error
+    except (OSError, RuntimeError) as error:  # a loop of links is either
+        raise _unreadable(path, error) from error
+    if real.is_dir():
+        return _folder(real)
+    kind = "python" if real.suffix == ".py" else "native"
+    _check_runs(real, kind)
+    return Program(
+        kind=kind,
+        path=str(real),
+        name=_safe_name(path.stem),
+        description="",
+        cwd="/",
+        readable=[str(real)],
+        quota={},
+    )
+
+
+def check_syntax(program: Program) -> None:
+    """Refused if `program` is a script that does not parse. Parses it: not for the host."""
+    if program.kind != "python":
+        return
+    try:
+        source = Path(program.path).read_bytes()
+        if len(source) > _MAX_SCRIPT_BYTES:
+            raise Refused(f"{program.path} is over {_MAX_SCRIPT_BYTES} octets", code="too_large")
+        compile(source, program.path, "exec", dont_inherit=True)
+    except OSError as error:
+        raise _unreadable(Path(program.path), error) from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        where, why = program.path, str(error)
+        if isinstance(error, SyntaxError):
+            where = f"{program.path}, line {error.lineno}"
+            why = error.msg + (f": {error.text.strip()}" if error.text else "")
+        raise Refused(
+            f"the script does not parse: {where}",
+            why,
+            f"fix it; `python3 -m py_compile {program.path}` shows the same error",
+            "syntax_error",
+        ) from error
+
+
+def _folder(folder: Path) -> Program:
+    manifest = _read_manifest(folder / MANIFEST)
+    entry = (folder / manifest.entry).resolve()
+    if not entry.is_relative_to(folder):
+        raise Refused(
+            f"the entry {manifest.entry!r} lies outside {folder}",
+            "an inferlet may read its own folder only",
+            f"move it there, or change `entry` in {folder / MANIFEST}",
+            "bad_manifest",
+        )
+    if not entry.is_file():
+        raise NotFound(
+            f"the entry {manifest.entry!r} of {folder} is not there",
+            f"{MANIFEST} names it",
+            "build it (a C inferlet: make), or change `entry`",
+        )
+    kind = manifest.kind or ("python" if entry.suffix == ".py" else "native")
+    if kind not in ("native", "python"):
+        raise Refused(
+            f"kind {kind!r} in {folder / MANIFEST} is unknown",
+            hint="native or python",
+            code="bad_manifest",
+        )
+    _check_runs(entry, kind)
+    return Program(
+        kind=kind,
+        path=str(entry),
+        name=_safe_name(manifest.name or folder.name),
+        description=manifest.description,
+        cwd=str(folder),
+        readable=[str(folder)],
+        quota=manifest.quota,
+    )
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_MANIFEST_BYTES + 1)
+    except FileNotFoundError as error:
+        raise Refused(
+            f"{path.parent} is a folder without {MANIFEST}",
+            "a folder needs one to be launched",
+            f'write one with at least: entry = "main.py" (in {path})',
+            "no_manifest",
+        ) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    try:
+        if len(data) > _MAX_MANIFEST_BYTES:
+            raise ValueError(f"over {_MAX_MANIFEST_BYTES} octets")
+        return msgspec.convert(tomllib.loads(data.decode()), Manifest)
+    except (ValueError, RecursionError) as error:  # TOML, UTF-8 and msgspec errors are ValueErrors
+        raise Refused(
+            f"{path} is wrong",
+            str(error),
+            "keys: entry, name, description, kind, and a table [quota]",
+            "bad_manifest",
+        ) from error
+
+
+def _check_runs(path: Path, kind: str) -> None:
+    """Refused unless the file can run on this machine as `kind`."""
+    if not path.is_file():
+        raise Refused(f"{path} is no regular file", code="not_executable")
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if kind == "python":
+        return
+    if not os.access(path, os.X_OK):
+        raise Refused(
+            f"{path} is not executable",
+            "its permissions have no x bit"
+            + (", and its name does not end in .py" * (head[:2] == b"#!")),
+            f"chmod +x {path}",
+            "not_executable",
+        )
+    machine = platform.machine()
+    if head[:4] != b"\x7fELF" or len(head) < 20:
+        raise Refused(
+            f"{path} is no program for {machine}",
+            "it is not an ELF executable; other formats (scripts with #! too) cannot be sandboxed",
+            "give a .py, or a compiled executable",
+            "not_executable",
+        )
+    order = ">" if head[5] == 2 else "<"
+    (number,) = struct.unpack_from(f"{order}H", head, 18)
+    built_for = _MACHINES.get(number, f"machine {number}")
+    if head[4] != _ELF_64 or order == ">" or built_for != machine:
+        bits = 64 if head[4] == _ELF_64 else 32
+        raise Refused(
+            f"{path} is for another architecture",
+            f"it is {bits}-bit {built_for}, this machine is 64-bit {machine}",
+            "build it on, or for, this machine",
+            "wrong_architecture",
+        )
+
+
+def _unreadable(path: Path, error: Exception) -> Refused:
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return Refused(f"cannot read {path}", why, "check its permissions", "unreadable")
+
+
+def _safe_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text)[:48].strip(".-_") or "inferlet"

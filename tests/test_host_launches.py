@@ -1,0 +1,97 @@
+"""Many launches: the accounts are afterwards what they were before."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import psutil
+
+from piehost.host.client import Client
+from piehost.wire.client import HostStats
+
+from .host_harness import DEADLINE, Server, compile_c, eventually, family, write_program
+
+GENERATE = """
+    from inferlet import Model, inferlet
+
+    @inferlet
+    def complete(model: Model):
+        with model.context("The capital of France is") as context:
+            yield from context.generate(2)
+"""
+LAUNCHES = 200
+
+
+def processes(server: Server, client: Client) -> dict[str, psutil.Process]:
+    pids = {"host": server.process.pid, **client.stats().children}
+    return {name: psutil.Process(pid) for name, pid in pids.items()}
+
+
+def descriptors(process: psutil.Process) -> Counter[str]:
+    """What the process has open, by kind: sockets, pipes, memfds by name without number."""
+    kinds: Counter[str] = Counter()
+    for fd in os.listdir(f"/proc/{process.pid}/fd"):
+        target = os.readlink(f"/proc/{process.pid}/fd/{fd}")
+        kinds[re.sub(r"[0-9]+|:\[.*| \(deleted\)", "", target)] += 1
+    return kinds
+
+
+def settled(stats: HostStats) -> bool:
+    return stats.controller.seats == 0 and not stats.seats
+
+
+def test_200_launches_leave_everything_where_it_was(server: Server, tmp_path: Path) -> None:
+    python = write_program(tmp_path, "generate.py", GENERATE)
+    native = compile_c(tmp_path, "hello", "int main(void) { return 0; }")
+    with server.client() as client:
+        for _ in range(40):  # past first uses, and past one refill of the ring pool
+            assert client.launch(native).result(DEADLINE).code == 0
+        assert client.launch(python).result(DEADLINE).code == 0
+        assert eventually(lambda: settled(client.stats()) and client.stats().rings_ready >= 16)
+        ours = processes(server, client)
+        before = client.stats()
+        open_before = {name: descriptors(process) for name, process in ours.items()}
+        memory_before = {name: process.memory_info().rss for name, process in ours.items()}
+
+        for i in range(LAUNCHES):
+            result = client.launch(python if i % 4 == 0 else native).result(DEADLINE)
+            assert result.code == 0, result
+        assert eventually(lambda: settled(client.stats()))
+        after = client.stats()
+
+        assert after.launches == before.launches + LAUNCHES
+        assert after.restarts == before.restarts
+        assert set(family(server.process.pid)) == set(ours.values())
+        assert after.controller.pages_free == before.controller.pages_free
+        assert after.controller.rows_free == before.controller.rows_free
+        for name, process in ours.items():
+            # rings that are ready for the next launches come and go with the pool
+            difference = descriptors(process)
+            difference.subtract(open_before[name])
+            rings = {kind for kind in difference if "piehost-ring" in kind}
+            assert all(abs(difference[kind]) <= 32 for kind in rings), (name, difference)
+            assert not any(n for kind, n in difference.items() if kind not in rings), (
+                name,
+                difference,
+            )
+            growth = process.memory_info().rss - memory_before[name]
+            assert growth < 8 << 20, (name, growth)
+
+
+def test_100_launches_at_once(server: Server, tmp_path: Path) -> None:
+    """More than there are rings ready; each gets its own messages."""
+    source = "from inferlet import args, flush, receive, send\nsend(args()[0]); receive().result()"
+    path = write_program(tmp_path, "name.py", source)
+    with server.client() as client:
+        runs = [client.launch(path, [str(i)]) for i in range(100)]
+        for run in runs:
+            run.send(b"go")
+        results = [run.result(DEADLINE) for run in runs]
+        assert [result.code for result in results] == [0] * 100
+        assert [result.text for result in results] == [str(i) for i in range(100)]
+        numbers = [int(result.id.rpartition("-")[2]) for result in results]
+        assert numbers == sorted(numbers)  # the newest has the largest
+        assert eventually(lambda: settled(client.stats()))
