@@ -1,4 +1,4 @@
-"""The main claim: many inferlets at once, in two languages, share steps and never see each other."""
+"""The main claim: many inferlets at once, in two languages, share steps and stay apart."""
 
 from __future__ import annotations
 
