@@ -27,7 +27,7 @@ bench: setup inferlets
 	$(BIN)/python -m bench
 
 inferlets:
-	@$(MAKE) --no-print-directory -C bindings/c lib
+	@$(MAKE) --no-print-directory -C bindings/c
 	@$(MAKE) --no-print-directory -C inferlets/c
 
 setup: $(VENV)/installed
