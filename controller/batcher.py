@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
+from inferlet.abi import Command, Synchronize
 from inferlet.errors import BackendError, CancelledError
 
 from piehost.wire.control import ControllerStats
@@ -68,15 +69,15 @@ class Batcher:
             if type(command) in _FREEING:
                 queue.commands.append(command)
                 queue.seat.queued += 1
+                self.arrived(queue)
             else:
                 answer_in_order(queue, command.req, error)
-        if queue.commands:
-            self.arrived(queue)
 
     def forget(self, queues: Iterable[Queue]) -> None:
         """The queues' inferlet is gone."""
         for queue in queues:
             self._ready.pop(queue, None)
+            queue.seat.queued -= len(queue.commands)
             queue.commands.clear()
             queue.current = None
 
@@ -96,6 +97,9 @@ class Batcher:
             run = Run(self.machine, builder, flight, queue, budget)
             run.take(CALLS)
             budget = run.budget
+            if run.prefilled:
+                self._arrivals += 1
+                queue.since = self._arrivals  # to the back: nobody's prompts hold up all others
             if not queue.commands:
                 self._ready.pop(queue, None)
             if self._eager and builder.has_work:
@@ -131,7 +135,10 @@ class Batcher:
         assert flight.step == answer.step, "the backend answers in order"
         self.stats.backend_seconds += answer.seconds
         if answer.error is not None:
-            fail(flight, BackendError(answer.error, "try again; see `piehost ps` and the log"))
+            why = answer.error[:_MOST_REASON]
+            error = BackendError(why, "try again; see `piehost ps` and the log")
+            fail(flight, error, self._flights)
+            self._report(flight)
             return
         tokens = array("i")
         tokens.frombytes(answer.tokens)
@@ -139,18 +146,24 @@ class Batcher:
         outcome = Outcome(tokens, answer.dists, now)
         finish(flight, outcome)
         self._builder.clear_slots(outcome.clear_slots)
+        self._report(flight)
+
+    def _report(self, flight: Flight) -> None:
+        """Carries out the `synchronize`s that waited for the flight alone."""
+        for queue in flight.queues:
+            if queue.commands and queue.flight is None and type(queue.commands[0]) is Synchronize:
+                self.arrived(queue)
 
     def lose_backend(self) -> None:
         """Fails what is in flight and, from now on, every call."""
         self.lost = True
         while self._flights:
-            fail(self._flights.popleft(), _lost())
+            fail(self._flights.popleft(), _lost(), self._flights)
         self._fail_ready()
 
     def _fail_ready(self) -> None:
         for queue in list(self._ready):
-            queue.error = queue.error or _lost()
-            Run(self.machine, self._builder, self._flight, queue, 0).take(CALLS)
+            Run(self.machine, self._builder, self._flight, queue, 0).take(_LOST)
             if not queue.commands:
                 self._ready.pop(queue, None)
 
@@ -159,8 +172,14 @@ def _lost() -> BackendError:
     return BackendError("the backend process is gone", "launch again; the host restarts it")
 
 
+def _refuse(run: Run, command: Command) -> bool:
+    raise _lost()
+
+
 def _urgency(queue: Queue) -> tuple[int, int]:
     return (-queue.priority, queue.since)
 
 
+_MOST_REASON: Final = 1000  # characters of a backend's error that are passed on
+_LOST: Final = {**dict.fromkeys(CALLS, _refuse), **CONTROLS}  # without a backend
 _FREEING: Final = frozenset(c for c in CONTROLS if c.__name__.startswith("Dealloc"))

@@ -16,43 +16,65 @@ from inferlet.errors import (
 )
 
 from .controls import CONTROLS
-from .flight import Dist, Sampled, Written
-from .forward import Pass, embeds, kv_block, prepare, writable
+from .flight import Dist, Kept, Sampled, Written
+from .forward import Pass, check_again, embeds, inputs, kv_block, prepare, stopped, writable
 from .run import Handler, Run
-from .tables import STOPPED, Hidden, Late, any_dead, undecided
+from .tables import Entry, Hidden, Late, any_dead, undecided
 
 _COPIES: Final = 0  # stages of a step
 _FORWARDS: Final = 1
-_SMALL: Final = 16  # inputs that count as decode: always taken, not held to the prefill budget
+_SMALL: Final = 16  # inputs that count as decode: not held to the prefill budget
+# What one inferlet may put into a step, so that nobody makes it long for all: inputs, samples and
+# distributions, small calls only. A first one is always taken.
+_MOST_SHARE: Final = 1024
+_MOST_LISTED: Final = 1 << 19  # slots that a step lists, 2 MiB of message; a first call's always
+_MOST_DOUBTFUL: Final = 4  # tokens that may yet be stopped, among one call's inputs
 
 
 def forward(run: Run, c: abi.Forward) -> bool:
-    queue = run.queue
-    call = queue.current
+    queue, call = run.queue, run.queue.current
     if call is None or any_dead(call.lates):
-        call = queue.current = prepare(run.machine, run.seat, c)
+        entries = inputs(run.seat, c)
+        if not _decided(run, entries):
+            return False
+        call = prepare(run.machine, run.seat, c, entries)
         if call is None:
+            queue.current = None
             run.answer(c.req, None)
             return True
+    else:
+        check_again(call, run.seat, c, run.machine.pages)
     count = _admit(run, call)
-    if count == 0:
+    if count == 0:  # one not begun is prepared afresh next time: what it reads may change till then
         return False
     _pack(run, call, count)
     if call.done < len(call.tokens):
+        queue.current = call
         queue.pipelined = True
         return False
     queue.current = None
+    run.prefilled = call.done > _SMALL
     run.answer(c.req, None)
+    return True
+
+
+def _decided(run: Run, entries: list[Entry]) -> bool:
+    """False if it is too early to say what the inputs of a forward are."""
+    for entry in entries:
+        if type(entry) is Late:
+            if entry.step == run.builder.number:  # sampled by this very step
+                run.queue.pipelined = True
+                return False
+        elif type(entry) is Hidden and undecided(entry.lates):  # wrong, or stopped
+            return False
     return True
 
 
 def _admit(run: Run, call: Pass) -> int:
     """How many of the call's inputs go with this step; 0 if it has to wait."""
-    for late in call.lates:
-        if late.step == run.builder.number:  # sampled by this very step
-            run.queue.pipelined = True
-            return 0
     doubtful = undecided(call.lates)
+    if len(doubtful) > _MOST_DOUBTFUL:
+        return 0  # who descends from whom would take too long to tell
     for block, _, _ in call.reads:
         if not (run.may_read(block, _FORWARDS) and run.settled(block, doubtful)):
             return 0
@@ -66,16 +88,30 @@ def _admit(run: Run, call: Pass) -> int:
         return 0
     left = len(call.tokens) - call.done
     if left <= _SMALL:
-        count = left
+        count = left if _has_share(run, left) else 0
     elif call.splittable:
         count = min(left, max(run.budget, 0))
     else:
-        count = left if left <= run.budget or not run.builder.segments else 0
+        count = left if left <= run.budget or not run.builder.prefills else 0
+    if call.pages is None and not _has_slots(run, call, count):
+        count = 0
     if count == 0:
         run.queue.pipelined = True  # it waits for room in a step, not for an answer
     elif call.outputs and not _rows_for(run, min(count, call.outputs[2])):
         return 0
     return count
+
+
+def _has_share(run: Run, work: int) -> bool:
+    """False if the inferlet has had its share of the step."""
+    share = run.builder.shares.get(run.seat, 0)
+    return not share or share + work <= _MOST_SHARE
+
+
+def _has_slots(run: Run, call: Pass, count: int) -> bool:
+    """False if the step would list too many slots, this call's not being the first."""
+    listed = run.builder.listed_slots
+    return not listed or listed + call.read_slots + call.done + count <= _MOST_LISTED
 
 
 def _rows_for(run: Run, wanted: int) -> bool:
@@ -114,13 +150,15 @@ def _pack(run: Run, call: Pass, count: int) -> None:
         block.note_write(first, count, positions[0] if call.consecutive else None)
         if doubtful:
             block.conditional = doubtful
-        run.flight.add(run.queue, Written(block, first, count, doubtful))
+        run.flight.add(run.queue, Written(run.queue, block, first, count, doubtful))
     else:
         run.flight.touch(run.queue)
     _keep_outputs(run, call, count, doubtful)
     call.done += count
+    run.take_share(count)
     if count > _SMALL:
         run.budget -= count
+        builder.prefills += 1
     run.seat.stats.tokens_in += count
 
 
@@ -149,16 +187,23 @@ def _keep_outputs(run: Run, call: Pass, count: int, doubtful: tuple[Late, ...]) 
         return
     emb, at, length = call.outputs
     skip = len(call.tokens) - length  # inputs before the first one kept
-    for i in range(max(call.done, skip), call.done + count):
+    start = max(call.done, skip)
+    kept: list[Entry] = []
+    for i in range(start, call.done + count):
         row = run.machine.rows.take()
         run.builder.keep(call.pages is None, call.done + count - 1 - i, row)
-        hidden = Hidden(row, call.positions[i], doubtful)
-        run.machine.set_entries(emb, at + i - skip, [hidden])
+        kept.append(Hidden(row, call.positions[i], doubtful))
+    if kept:
+        run.machine.set_entries(emb, at + start - skip, kept)
+        run.flight.add(run.queue, Kept(run.queue, run.machine, emb, at + start - skip, kept))
 
 
 def sample(run: Run, c: abi.Sample) -> bool:
     seat, queue = run.seat, run.queue
-    hidden = _hidden(run, c.emb)
+    entry = _entry(run, c.emb)
+    if type(entry) is Late and entry.undecided:
+        return False  # wrong, or stopped
+    hidden = _hidden(entry)
     if c.token not in seat.tokens and len(seat.tokens) >= seat.limits.tokens:
         raise QuotaError(
             f"{len(seat.tokens)} tokens held; the cap is {seat.limits.tokens}",
@@ -168,7 +213,8 @@ def sample(run: Run, c: abi.Sample) -> bool:
         seat.tokens[c.token] = Late.dropped(queue)
         run.answer(c.req, None)
         return True
-    if run.builder.full:
+    if run.builder.full or not _has_share(run, 1):
+        queue.pipelined = True
         return False
     uniform = 0.0
     if c.temperature > 0.0:
@@ -176,7 +222,8 @@ def sample(run: Run, c: abi.Sample) -> bool:
     index = run.builder.sample(hidden.row, c.temperature, c.top_k, c.top_p, c.min_p, uniform)
     late = Late(queue, run.builder.number, index, undecided(hidden.lates), bool(c.stop))
     seat.tokens[c.token] = late
-    run.flight.add(queue, Sampled(seat, late, c.req, c.stop, c.lazy))
+    run.flight.add(queue, Sampled(queue, late, c.req, c.stop, c.lazy))
+    run.take_share(1)
     return True
 
 
@@ -193,25 +240,35 @@ def get_next_dist(run: Run, c: abi.GetNextDist) -> bool:
             f"{8 * k} octets at offset {c.offset} of a ring of {seat.limits.ring_bytes}",
             "use an offset that is a multiple of 4 and leaves room for 8 octets an entry",
         )
-    hidden = _hidden(run, c.emb)
+    entry = _entry(run, c.emb)
+    if type(entry) is Late and entry.undecided:
+        return False  # wrong, or stopped
+    hidden = _hidden(entry)
     if hidden is None:
         run.answer(c.req, None)
         return True
+    if run.builder.full or not _has_share(run, 1):
+        run.queue.pipelined = True
+        return False
     index = run.builder.dist(hidden.row, k, seat.number, c.offset)
-    run.flight.add(run.queue, Dist(seat, index, undecided(hidden.lates), c.req))
+    run.flight.add(run.queue, Dist(run.queue, index, undecided(hidden.lates), c.req))
+    run.take_share(1)
     return True
 
 
-def _hidden(run: Run, index: abi.Index) -> Hidden | None:
-    """The hidden state of an embed; None if making it was dropped."""
+def _entry(run: Run, index: abi.Index) -> Entry:
     handle, i = index
-    entry = embeds(run.seat, (handle, i, 1), "emb").entries[i]
-    if entry is STOPPED:
+    return embeds(run.seat, (handle, i, 1), "emb").entries[i]
+
+
+def _hidden(entry: Entry) -> Hidden | None:
+    """The hidden state of an embed; None if making it was dropped."""
+    if stopped(entry):
         return None
     if not isinstance(entry, Hidden):
         held = "nothing" if entry is None else "text, where a hidden state is needed"
         raise UnwrittenError(f"the embed holds {held}", "give it to forward as an output first")
-    return None if any_dead(entry.lates) else entry
+    return entry
 
 
 def copy_kvpage(run: Run, c: abi.CopyKvPage) -> bool:
@@ -228,7 +285,8 @@ def copy_kvpage(run: Run, c: abi.CopyKvPage) -> bool:
             return False
         if not (run.may_read(source, _COPIES) and run.may_write(target, _COPIES)):
             return False
-        run.read[source] = run.written[target] = _COPIES
+        run.read.setdefault(source, _COPIES)  # an earlier forward's read is a later stage
+        run.written[target] = _COPIES
         run.builder.copy(source.slots(first, length), target.slots(at, length))
         known = source.regular and first + length <= source.filled
         target.note_write(at, length, source.base + first if known else None)
@@ -240,8 +298,9 @@ def copy_kvpage(run: Run, c: abi.CopyKvPage) -> bool:
 def mask_kvpage(run: Run, c: abi.MaskKvPage) -> bool:
     block = kv_block(run.seat, c.span, "span")
     _, first, length = c.span
-    if length and not (c.visible and block.regular):
+    if length:
         writable(block, first, length, run.machine.pages)
+    if length and not (c.visible and block.regular):
         if not (run.settled(block) and run.may_write(block, _COPIES)):
             return False
         run.written[block] = _COPIES

@@ -27,9 +27,10 @@ def alloc_kvpage(run: Run, c: abi.AllocKvPage) -> bool:
     if c.pages == 0:
         raise ArgumentError("alloc_kvpage of 0 pages", "ask for at least one")
     _page_quota(seat, c.pages)
-    if c.pages > pool.total:
+    if seat.pages_owned + c.pages > pool.total:
         raise OutOfMemoryError(
-            f"{c.pages} KV pages; this server has {pool.total} in all",
+            f"{c.pages} KV pages beside the {seat.pages_owned} held; this server has "
+            f"{pool.total} in all",
             "ask for fewer, or serve with more --kv-pages",
         )
     if pool.free < c.pages and not machine.make_room(c.pages, seat):
@@ -40,6 +41,7 @@ def alloc_kvpage(run: Run, c: abi.AllocKvPage) -> bool:
         return False  # freed in this very step: the next one has them
     pages = pool.take(c.pages)
     seat.pages_held += c.pages
+    seat.pages_owned += c.pages
     seat.kvs[c.kv] = KvBlock(run.queue, pages, machine.model.page_size)
     run.builder.clear_pages(pages)
     run.answer(c.req, None)
@@ -56,6 +58,8 @@ def dealloc_kvpage(run: Run, c: abi.DeallocKvPage) -> bool:
             f"pages {c.first_page} to {end} of a handle of {len(block.pages)}",
             "free only what it holds",
         )
+    if block in run.read and any(p >= 0 and run.machine.pages.shared(p) for p in block.pages):
+        run.lingering = max(run.lingering, run.read[block])
     if c.first_page == 0 and c.pages is None:
         run.machine.free_kv(run.seat, run.seat.kvs.pop(c.kv))
     else:
@@ -152,7 +156,7 @@ def embed_txt(run: Run, c: abi.EmbedTxt) -> bool:
 
 def _token(seat: Seat, handle: int) -> Entry:
     late = seat.tokens.get(handle)
-    if late is None:
+    if late is None or late.lost:
         raise UnwrittenError(f"no token was sampled under handle {handle}", "sample it first")
     return late if late.dead or late.value is None else late.value
 
@@ -163,6 +167,11 @@ def _unused(table: Mapping[int, KvBlock | EmbBlock | Late], handle: int, kind: s
 
 
 def _page_quota(seat: Seat, pages: int) -> None:
+    if len(seat.kvs) >= seat.limits.kv_pages:  # those with no page left take memory too
+        raise QuotaError(
+            f"{len(seat.kvs)} kv handles are open; the cap is {seat.limits.kv_pages}",
+            "free handles done with as a whole",
+        )
     if seat.pages_held + pages > seat.limits.kv_pages:
         raise QuotaError(
             f"{pages} KV pages more than the {seat.pages_held} held; the cap is "

@@ -7,6 +7,7 @@ common case, addressed by page table with no mask) or need listing slot by slot 
 from __future__ import annotations
 
 from array import array
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from inferlet.abi import Forward, Span
@@ -20,14 +21,14 @@ from inferlet.errors import (
     UnwrittenError,
 )
 
-from .tables import STOPPED, EmbBlock, Hidden, KvBlock, Late
+from .tables import STOPPED, EmbBlock, Entry, Hidden, KvBlock, Late, any_dead
 
 if TYPE_CHECKING:
     from .machine import Machine
     from .pools import PagePool
     from .seat import Seat
 
-MAX_UNCHUNKED: Final = 512  # inputs of a forward that cannot be split: masked, or without a write
+MAX_UNCHUNKED: Final = 512  # inputs of a forward that cannot be split
 
 Reads = list[tuple[KvBlock, int, int]]
 
@@ -36,6 +37,7 @@ class Pass:
     """A forward call under way. `done` inputs have run in earlier steps."""
 
     __slots__ = (
+        "ascending",
         "consecutive",
         "done",
         "lates",
@@ -55,6 +57,7 @@ class Pass:
         self.tokens: list[int | Late] = []
         self.positions: list[int] = []
         self.consecutive = True  # positions go up one by one
+        self.ascending = True  # they go up
         self.reads: Reads = []
         self.read_slots = 0
         self.write: tuple[KvBlock, int] | None = None
@@ -66,30 +69,36 @@ class Pass:
 
     @property
     def splittable(self) -> bool:
-        return self.mask is None and self.write is not None
+        """Its first inputs can run before the later ones: none attends to one behind it."""
+        return self.mask is None and self.write is not None and self.ascending
 
 
-def prepare(machine: Machine, seat: Seat, command: Forward) -> Pass | None:
-    """Resolves and checks a forward. None if it is dropped, its outputs then being stopped.
+def inputs(seat: Seat, command: Forward) -> list[Entry]:
+    """What the input embeds hold. HandleError, SpanError."""
+    emb = embeds(seat, command.inputs, "inputs")
+    _, first, count = command.inputs
+    if count == 0:
+        raise SpanError("a forward without inputs", "give at least one input embed")
+    return emb.entries[first : first + count]
+
+
+def prepare(machine: Machine, seat: Seat, command: Forward, entries: list[Entry]) -> Pass | None:
+    """Resolves and checks a forward of `entries`. None if it is dropped, its outputs then being
+    stopped. It is checked all the same, so that its answer does not depend on when a stop is known.
 
     Raises the InferletError that says what is wrong; nothing has been changed then.
     """
     call = Pass(command.req)
     emb = embeds(seat, command.inputs, "inputs")
-    _, first, count = command.inputs
-    if count == 0:
-        raise SpanError("a forward without inputs", "give at least one input embed")
+    count = len(entries)
     call.outputs = _outputs(seat, command, emb)
-    entries = emb.entries[first : first + count]
+    dropped = False
     for entry in entries:
         if type(entry) is int:
             continue
-        if entry is STOPPED or (type(entry) is Late and entry.doomed):
-            if call.outputs:
-                target, at, length = call.outputs
-                machine.set_entries(target, at, [STOPPED] * length)
-            return None
-        if entry is None or type(entry) is Hidden:
+        if stopped(entry):
+            dropped = True
+        elif entry is None or type(entry) is Hidden:
             held = "nothing" if entry is None else "a hidden state, where text is needed"
             raise UnwrittenError(f"an input embed holds {held}", "embed_txt it first")
     call.tokens = entries  # type: ignore[assignment]
@@ -98,18 +107,60 @@ def prepare(machine: Machine, seat: Seat, command: Forward) -> Pass | None:
     if count > 1:
         p = call.positions[0]
         call.consecutive = call.positions == list(range(p, p + count))
+        call.ascending = call.consecutive or all(a < b for a, b in pairwise(call.positions))
     for span in command.reads:
         _add_read(call, seat, span)
+    if call.read_slots > seat.limits.kv_pages * machine.model.page_size:
+        raise QuotaError(
+            f"a forward that reads {call.read_slots} slots, counted as often as they are named; "
+            f"the cap is that of {seat.limits.kv_pages} pages",
+            "read each slot once, or launch with a larger --quota kv_pages",
+        )
     call.write = _write(call, seat, command, machine.pages)
     call.mask = _mask(call, command, count)
     if not call.splittable and count > MAX_UNCHUNKED:
         raise QuotaError(
-            f"{count} inputs in a forward with a mask or without a write; the most is "
-            f"{MAX_UNCHUNKED}",
+            f"{count} inputs in a forward with a mask, without a write, or with positions that "
+            f"do not go up; the most is {MAX_UNCHUNKED}",
             "split it into several forwards",
         )
+    if dropped:
+        if call.outputs:
+            target, at, length = call.outputs
+            machine.set_entries(target, at, [STOPPED] * length)
+        return None
     call.pages = _page_run(call)
     return call
+
+
+def check_again(call: Pass, seat: Seat, command: Forward, pool: PagePool) -> None:
+    """A forward under way: another queue may have freed or shared what it uses since.
+
+    HandleError, SpanError, SharedPageError.
+    """
+    gone = not all(block.alive for block, _, _ in call.reads)
+    if call.outputs and command.outputs:
+        gone = gone or seat.embs.get(command.outputs[0]) is not call.outputs[0]
+    if gone or (call.write and not call.write[0].alive):
+        raise HandleError(
+            "a handle that the forward uses was freed while it ran",
+            "synchronize its queue before freeing through another",
+        )
+    for block, first, length in call.reads:
+        block.check(first, length, "reads")
+    if call.write:
+        block, first = call.write
+        block.check(first, len(call.tokens), "write")
+        writable(block, first, len(call.tokens), pool)
+
+
+def stopped(entry: Entry) -> bool:
+    """True if making the embed was dropped, or is sure to be."""
+    if type(entry) is Late:
+        return entry.doomed
+    if type(entry) is Hidden:
+        return any_dead(entry.lates)
+    return entry is STOPPED
 
 
 def embeds(seat: Seat, span: Span, what: str) -> EmbBlock:

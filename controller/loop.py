@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from piehost.wire import control
 from piehost.wire.control import ControllerToHost, HostToController, SeatStats
 from piehost.wire.link import Link, LinkClosed
-from piehost.wire.step import StepDone
+from piehost.wire.step import Step, StepDone
 
 from .batcher import Batcher
 from .machine import Machine
@@ -29,7 +29,9 @@ from .seat import MAX_BACKLOG_BYTES, Seat
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAX_HOST_BACKLOG: Final = 64  # messages for the host before the loop waits for it to read
+# what inferlets have received is reported to the host in portions of this size
+TAKEN_MESSAGES: Final = 64
+TAKEN_BYTES: Final = 1 << 16
 
 
 class Controller:
@@ -56,6 +58,7 @@ class Controller:
         self._seats: dict[int, Seat] = {}
         self._outgoing: set[Seat] = set()
         self._epoll = select.epoll()
+        self._backend_full = False
         self._readers: dict[int, Callable[[int], None]] = {}
         self._watch(host.fileno(), self._from_host)
         self._watch(backend.fileno(), self._from_backend)
@@ -67,10 +70,7 @@ class Controller:
                 if (reader := self._readers.get(fd)) is not None:
                     reader(events)
             while (step := self._batcher.next_step()) is not None:
-                try:
-                    self._backend.send(step)
-                except LinkClosed:
-                    self._backend_gone()
+                self._to_backend(step)
             self._flush()
 
     # --- the inferlets --------------------------------------------------------
@@ -106,6 +106,9 @@ class Controller:
         for seat in [s for s in self._outgoing if s.due() <= now]:
             self._outgoing.discard(seat)
             seat.flush()
+            if seat.taken >= TAKEN_MESSAGES or seat.taken_bytes >= TAKEN_BYTES:
+                self._to_host(control.Taken(seat.number, seat.taken, seat.taken_bytes))
+                seat.taken = seat.taken_bytes = 0
             if seat.overflowing:
                 self._end(
                     seat,
@@ -206,7 +209,7 @@ class Controller:
     @staticmethod
     def _hand_over(seat: Seat, data: bytes) -> None:
         if seat.receivers:
-            seat.answer(seat.receivers.popleft(), data)
+            seat.hand_over(seat.receivers.popleft(), data)
         else:
             seat.messages.append(data)
 
@@ -223,16 +226,32 @@ class Controller:
 
     def _to_host(self, message: ControllerToHost) -> None:
         self._host.send(message)
-        if self._host.backlog:  # it is trusted and reads soon; do not pile up
+        while self._host.backlog:  # it is trusted and reads soon; do not pile up
             select.select([], [self._host.fileno()], [])
             self._host.flush()
 
     # --- the backend ----------------------------------------------------------
 
+    def _to_backend(self, step: Step) -> None:
+        try:
+            self._backend.send(step)
+        except LinkClosed:
+            self._backend_gone()
+        else:
+            self._watch_backlog()
+
+    def _watch_backlog(self) -> None:
+        """Asks to be told when the backend has room for the rest of a large step."""
+        if self._backend.backlog != self._backend_full:
+            self._backend_full = self._backend.backlog
+            events = select.EPOLLIN | (select.EPOLLOUT if self._backend_full else 0)
+            self._epoll.modify(self._backend.fileno(), events)
+
     def _from_backend(self, events: int) -> None:
         try:
             if events & select.EPOLLOUT:
                 self._backend.flush()
+                self._watch_backlog()
             for answer, _ in self._backend.receive():
                 self._batcher.done(answer, time.monotonic())
         except LinkClosed:

@@ -45,7 +45,7 @@ class Machine:
         for i in range(first, end):
             page = block.pages[i]
             if page >= 0:
-                self.pages.release(page)
+                seat.pages_owned -= self.pages.release(page)
                 block.pages[i] = -1
                 seat.pages_held -= 1
 
@@ -58,6 +58,7 @@ class Machine:
             if type(entry) is Hidden:
                 self.rows.release(entry.row)
         seat.embeds_held -= len(emb.entries)
+        emb.entries.clear()
 
     def free_queue(self, seat: Seat, queue: Queue) -> None:
         """Everything made through the queue."""
@@ -78,4 +79,3 @@ class Machine:
         seat.embs.clear()
         seat.tokens.clear()
         seat.queues.clear()
-        seat.queued = 0

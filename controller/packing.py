@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 from array import array
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from piehost.wire.step import LATE_STEPS, MAX_SAMPLES, Step
 
 from .tables import Late
+
+if TYPE_CHECKING:
+    from .seat import Seat
 
 _PAGED: Final = 0
 _LISTED: Final = 1
@@ -45,7 +48,7 @@ class StepBuilder:
         self._paged = _Group()
         self._listed = _Group()
         self._masks: list[bytes | None] = []
-        self._clear_pages = _ints()
+        self._clear_pages: set[int] = set()  # a page may be taken and freed many times
         self._clear_slots = _ints()
         self._copy_source = _ints()
         self._copy_target = _ints()
@@ -62,6 +65,8 @@ class StepBuilder:
         self.inputs = 0
         self.segments = 0
         self.decodes = 0  # segments of one input
+        self.prefills = 0  # pieces that took of the step's budget
+        self.shares: dict[Seat, int] = {}  # inputs, samples and distributions of each inferlet
 
     @property
     def has_work(self) -> bool:
@@ -76,16 +81,16 @@ class StepBuilder:
         )
 
     @property
-    def samples(self) -> int:
-        return len(self._sample_rows)
+    def full(self) -> bool:
+        """No room for another sample or distribution."""
+        return len(self._sample_rows) + len(self._dists) >= MAX_SAMPLES
 
     @property
-    def full(self) -> bool:
-        """No room for another sample."""
-        return len(self._sample_rows) >= MAX_SAMPLES
+    def listed_slots(self) -> int:
+        return len(self._listed.runs)
 
     def clear_pages(self, pages: array[int]) -> None:
-        self._clear_pages.extend(pages)
+        self._clear_pages.update(pages)
 
     def clear_slots(self, slots: array[int]) -> None:
         self._clear_slots.extend(slots)
@@ -176,7 +181,7 @@ class StepBuilder:
         listed_keep = array("i", (i + shift for i in listed.keep))
         return Step(
             step=self.number,
-            clear_pages=self._clear_pages.tobytes(),
+            clear_pages=array("i", self._clear_pages).tobytes(),
             clear_slots=self._clear_slots.tobytes(),
             copy_source=self._copy_source.tobytes(),
             copy_target=self._copy_target.tobytes(),

@@ -41,10 +41,13 @@ class PagePool:
     def retain(self, page: int) -> None:
         self._references[page] += 1
 
-    def release(self, page: int) -> None:
+    def release(self, page: int) -> bool:
+        """True if that was its last holder."""
         self._references[page] -= 1
-        if self._references[page] == 0:
-            self._limbo.append(page)
+        if self._references[page]:
+            return False
+        self._limbo.append(page)
+        return True
 
     def shared(self, page: int) -> bool:
         return self._references[page] > 1

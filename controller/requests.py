@@ -107,7 +107,7 @@ class Requests:
                 "receive without a request id", "give one: the message is its answer"
             )
         if seat.messages:
-            seat.answer(request, seat.messages.popleft())
+            seat.hand_over(request, seat.messages.popleft())
         elif seat.input_open:
             if len(seat.receivers) >= seat.limits.commands:
                 raise QuotaError(f"{len(seat.receivers)} receives wait", "wait for their messages")
@@ -124,9 +124,13 @@ class Requests:
                 f"a text of {size} octets; the most is {abi.MAX_TOKENIZE_BYTES}",
                 "tokenize it in parts, split where a token surely ends",
             )
-        ids: list[int] = self._tokenizer.encode(
-            command.text, add_special_tokens=command.special
-        ).ids
+        try:
+            encoding = self._tokenizer.encode(command.text, add_special_tokens=command.special)
+        except Exception as error:  # the library's only type; not every tokenizer takes any text
+            raise ArgumentError(
+                f"the model's tokenizer refuses this text: {error}", "leave out rare characters"
+            ) from error
+        ids: list[int] = encoding.ids
         if len(ids) > _MAX_IDS:
             raise ArgumentError(
                 f"{len(ids)} tokens do not fit one answer ({_MAX_IDS})",

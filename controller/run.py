@@ -14,10 +14,10 @@ from typing import Any
 from inferlet import abi
 from inferlet.errors import InferletError
 
-from .flight import Answer, Barrier, Flight
+from .flight import Answer, Flight
 from .machine import Machine
 from .packing import StepBuilder
-from .tables import KvBlock, Late, Queue, follows, undecided
+from .tables import KvBlock, Late, Queue, any_dead, follows, undecided
 
 Handler = Callable[["Run", Any], bool]  # False: the command must wait
 
@@ -36,6 +36,8 @@ class Run:
         self.budget = budget
         self.read: dict[KvBlock, int] = {}  # stage of the latest read in this run
         self.written: dict[KvBlock, int] = {}
+        self.lingering = -1  # stage of the latest read of pages that another handle still holds
+        self.prefilled = False  # it finished a prefill: others' turn
 
     def take(self, handlers: dict[type[abi.Command], Handler]) -> None:
         """Carries out commands from the queue's head until one has to wait or has no handler."""
@@ -46,6 +48,7 @@ class Run:
             if handler is None:
                 return
             if queue.error is not None and type(command) not in DESPITE_ERROR:
+                queue.current = None
                 self.answer(command.req, queue.error)
             else:
                 try:
@@ -64,13 +67,19 @@ class Run:
         """Answers (an InferletError as such) now, or after what is in flight of this queue."""
         answer_in_order(self.queue, request, value)
 
+    def take_share(self, work: int) -> None:
+        """Counts inputs, samples and distributions against the inferlet's share of the step."""
+        shares = self.builder.shares
+        shares[self.seat] = shares.get(self.seat, 0) + work
+
     # --- conflicts within the step --------------------------------------------
 
     def may_read(self, block: KvBlock, stage: int) -> bool:
         return self.written.get(block, -1) < stage
 
     def may_write(self, block: KvBlock, stage: int) -> bool:
-        return self.written.get(block, -1) < stage and self.read.get(block, -1) < stage
+        read = max(self.read.get(block, -1), self.lingering)
+        return self.written.get(block, -1) < stage and read < stage
 
     # --- conflicts with what may be undone ------------------------------------
 
@@ -81,6 +90,8 @@ class Run:
         a call must not have seen it, unless that token's death drops the call as well.
         """
         if block.conditional:
+            if any_dead(block.conditional):
+                return False  # it will be undone when it lands
             block.conditional = undecided(block.conditional)
             return not block.conditional or follows(lates, block.conditional)
         return True
@@ -95,7 +106,7 @@ def answer_in_order(queue: Queue, request: int | None, value: object) -> None:
     if request is None:
         return
     if queue.flight is not None:
-        queue.flight.items.append(Answer(queue.seat, request, value))
+        queue.flight.items.append(Answer(queue, request, value))
     elif isinstance(value, InferletError):
         queue.seat.fail(request, value)
     else:
@@ -105,10 +116,7 @@ def answer_in_order(queue: Queue, request: int | None, value: object) -> None:
 def synchronize(run: Run, command: abi.Synchronize) -> bool:
     queue = run.queue
     if queue.flight is not None:
-        if queue.error is not None:
-            return False  # later commands must not run into an error that is being reported
-        queue.flight.items.append(Barrier(queue, command.req))
-        return True
+        return False  # it may still fail, which is this answer's to report
     error, queue.error = queue.error, None
     run.answer(command.req, error)
     return True

@@ -51,11 +51,14 @@ class Seat:
         self.kvs: dict[int, KvBlock] = {}
         self.embs: dict[int, EmbBlock] = {}
         self.tokens: dict[int, Late] = {}
-        self.pages_held = 0
+        self.pages_held = 0  # by handles: a page that two of them share counts twice
+        self.pages_owned = 0  # each page once
         self.embeds_held = 0
-        self.queued = 0  # commands waiting in all queues
+        self.queued = 0  # commands waiting in all queues, or with an answer that waits
         self.messages: deque[bytes] = deque()  # from the client, not yet received
         self.receivers: deque[int] = deque()  # request ids of waiting `receive`s
+        self.taken = 0  # messages received that the host has not been told of
+        self.taken_bytes = 0
         self.input_open = True
         self.closed = False
         self.sock = sock
@@ -133,18 +136,26 @@ class Seat:
         if request is not None:
             self._urgent((abi.ANSWER_OK, request, value))
 
+    def hand_over(self, request: int, message: bytes) -> None:
+        """Answers a `receive`."""
+        self.taken += 1
+        self.taken_bytes += len(message)
+        self.answer(request, message)
+
     def fail(self, request: int | None, error: InferletError) -> None:
         if request is not None:
             self._urgent((abi.ANSWER_ERROR, request, error.code, error.message, error.hint))
 
     def _urgent(self, answer: tuple[object, ...]) -> None:
+        if self.closed:
+            return
         self._answers.append(answer)
         self._lazy = 0
         self._outgoing.add(self)
 
     def answer_lazily(self, request: int | None, value: object, now: float) -> None:
         """An answer that may wait for company. `now`: seconds, monotonic."""
-        if request is None:
+        if request is None or self.closed:
             return
         if self._lazy == len(self._answers):  # nothing urgent waits
             if self._lazy == 0:

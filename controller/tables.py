@@ -27,7 +27,7 @@ class Late:
     this one with them.
     """
 
-    __slots__ = ("dead", "index", "may_die", "parents", "queue", "step", "value")
+    __slots__ = ("dead", "index", "lost", "may_die", "parents", "queue", "step", "value")
 
     def __init__(
         self, queue: Queue, step: int, index: int, parents: tuple[Late, ...], stops: bool
@@ -38,6 +38,7 @@ class Late:
         self.parents = parents
         self.value: int | None = None
         self.dead = False
+        self.lost = False  # its step failed: dead, and as if never sampled
         self.may_die = stops or bool(parents)
 
     @property
@@ -130,7 +131,7 @@ class KvBlock:
         self.regular = True
         self.base = 0
         self.filled = 0
-        # undecided tokens of the latest write in flight: if one is dead that write is undone
+        # tokens of the latest write in flight: if one is dead that write is undone when it lands
         self.conditional: tuple[Late, ...] = ()
 
     def check(self, first: int, length: int, what: str) -> None:

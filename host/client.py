@@ -25,7 +25,7 @@ from piehost.wire import client as wire
 from piehost.wire.client import HostToClient, Progress
 from piehost.wire.stats import SeatStats
 
-from .errors import FailedAnswer, HostError
+from .errors import FailedAnswer, HostError, Refused
 from .rundir import lock_owner, server_socket
 
 T = TypeVar("T")
@@ -66,9 +66,18 @@ class Run:
         self._events: deque[RunEvent] = deque()
         self._failed: wire.Failed | None = None
         self.over = False
+        self.untaken = 0  # the weight of what was sent and it has not received yet
 
     def send(self, data: bytes) -> None:
-        """A message for its `receive`; at most 60,000 octets."""
+        """A message for its `receive`. Refused if it is longer than 60,000 octets."""
+        if len(data) > wire.MAX_INPUT_BYTES:
+            raise Refused(
+                f"a message of {len(data)} octets is too long",
+                f"a message holds at most {wire.MAX_INPUT_BYTES} octets",
+                "send it in parts",
+                "input_too_long",
+            )
+        self.untaken += wire.weight(data)
         self._client.say(wire.Input(self._request, data))
 
     def close_input(self) -> None:
@@ -138,6 +147,8 @@ class Run:
                 self._events.append(message)
             case wire.Message() | wire.Output():
                 self._events.append(message)
+            case wire.InputTaken():
+                self.untaken -= message.weight
             case wire.Ended():
                 self.over = True
                 self._events.append(message)
@@ -265,13 +276,15 @@ class Client:
         if isinstance(message, Progress):
             self.progress = message
             return
+        if isinstance(message, wire.Failed) and not message.request:
+            raise FailedAnswer(message.code, message.reason)  # it did not understand us
         run = self._runs.get(message.request)
         if run is None:
             self._answers[message.request] = message
             return
         run.received(message)
         if isinstance(message, wire.Message | wire.Output):
-            self._read += len(message.data)
+            self._read += wire.weight(message.data)
             if self._read >= wire.ACK_BYTES:
                 self.say(wire.Ack(self._read))
                 self._read = 0
@@ -296,7 +309,24 @@ class Client:
         return answer
 
     def say(self, message: wire.ClientToHost) -> None:
-        self._dealer.send(self._encoder.encode(message))
+        """Sends `message`. Refused if it is too large, or holds text that is not Unicode."""
+        try:
+            body = self._encoder.encode(message)
+        except UnicodeEncodeError as error:  # Python's stand-ins for octets of the command line
+            raise Refused(
+                f"{error.object!r} is not UTF-8",
+                "names and arguments are text; octets of any other kind go as messages",
+                "rename it, or send it by stdin",
+                "not_utf8",
+            ) from error
+        if len(body) > wire.MAX_CLIENT_MESSAGE:
+            raise Refused(
+                "the arguments are too long",
+                f"a launch holds at most {wire.MAX_CLIENT_MESSAGE} octets",
+                "pass large inputs as messages",
+                "too_large",
+            )
+        self._dealer.send(body)
 
     def _number(self) -> int:
         self._next_request += 1

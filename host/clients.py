@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import traceback
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,7 @@ import zmq
 
 from piehost.wire.client import (
     EXIT_HOST,
+    MAX_CLIENT_MESSAGE,
     MAX_UNREAD_BYTES,
     Ack,
     Bye,
@@ -22,8 +24,10 @@ from piehost.wire.client import (
     Message,
     Output,
     Reason,
+    weight,
 )
 
+_MAX_ARRIVED = 64  # messages handled at a time, before the host looks at anything else
 _LINGER_MS = 500  # at the host's end, for the last answers to leave
 
 
@@ -57,6 +61,7 @@ class Clients:
         self._router = self._context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.SNDHWM, 0)  # bounded by MAX_UNREAD_BYTES instead
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to one that left is an error
+        self._router.setsockopt(zmq.MAXMSGSIZE, MAX_CLIENT_MESSAGE)
         self._router.setsockopt(zmq.LINGER, _LINGER_MS)
         mask = os.umask(0o177)
         try:
@@ -80,7 +85,7 @@ class Clients:
         if isinstance(message, Message | Output):
             if client.muted:
                 return
-            client.unread += len(message.data)
+            client.unread += weight(message.data)
         try:
             self._router.send_multipart([client.identity, self._encoder.encode(message)])
         except zmq.ZMQError:  # its connection is closed
@@ -96,18 +101,28 @@ class Clients:
             )
             self._loop.call_soon(self._listener.client_gone, client, reason)
         # ZeroMQ's descriptor is edge-triggered, and sending may have eaten the edge
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._drain)
+        self._drain_soon()
 
     def _drain(self) -> None:
         self._scheduled = False
-        while not self._router.closed:  # a call may be scheduled when the host closes
+        for _ in range(_MAX_ARRIVED):
+            if self._router.closed:  # a call may be scheduled when the host closes
+                return
             try:
                 identity, *parts = self._router.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._received(identity, b"".join(parts))
+            try:
+                self._received(identity, b"".join(parts))
+            except Exception:  # a fault of ours; other clients are heard all the same
+                traceback.print_exc()
+                self._complain(identity, "the host failed on it; its output says more")
+        self._drain_soon()
+
+    def _drain_soon(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._drain)
 
     def _received(self, identity: bytes, body: bytes) -> None:
         client = self._by_identity.get(identity)
@@ -130,8 +145,8 @@ class Clients:
     def _hello(self, identity: bytes, pid: int) -> None:
         try:
             pidfd = os.pidfd_open(pid)
-        except OSError as error:
-            self._complain(identity, f"process {pid}: {error.strerror}")
+        except (OSError, OverflowError) as error:
+            self._complain(identity, f"process {pid}: {error}")
             return
         client = Client(identity, pid, pidfd)
         self._by_identity[identity] = client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import select
 import time
 from collections import deque
@@ -18,14 +19,27 @@ from piehost.wire.client import EXIT_NOT_FOUND, Failed, HostToClient, Progress, 
 from . import allotment, programs, quotas, rundir
 from .clients import Client, Clients
 from .core import Core
-from .errors import HostError, exit_code_of
+from .errors import HostError, Refused, exit_code_of
 from .launchers import Launchers
 from .options import Options
+from .sandbox.failure import CONTROLS
 from .seats import Seat
 
 _SHUTDOWN_SECONDS: Final = 5.0  # at most, to see the inferlets dead
+# of file descriptors: the host's own, with clients and ready rings; and at most for each inferlet
+_OWN_DESCRIPTORS: Final = 128
+_SEAT_DESCRIPTORS: Final = 8
 _HOST_ENDED: Final = Reason(
     code="host_ended", what="piehost is shutting down", why="the server was told to stop"
+)
+
+
+_TOO_MUCH_INPUT: Final = Reason(
+    code="input",
+    what="the inferlet was sent more than it can hold",
+    why=f"messages hold at most {wire.MAX_INPUT_BYTES} octets, and {wire.MAX_UNREAD_BYTES} together"
+    " while it has not received them",
+    hint="send less ahead of its `receive`",
 )
 
 
@@ -44,6 +58,7 @@ class Waiting(Struct, eq=False):
     message: wire.Launch
     program: programs.Program
     input: list[wire.Input | wire.CloseInput]
+    untaken: int = 0  # the weight of `input`
 
 
 class Host:
@@ -63,6 +78,8 @@ class Host:
         self._launched: dict[tuple[bytes, int], Seat | Waiting] = {}  # by client and request
         self._waiting: deque[Waiting] = deque()
         self._questions: dict[int, tuple[Client, wire.List | wire.AskStats]] = {}
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = max(1, (descriptors - _OWN_DESCRIPTORS) // _SEAT_DESCRIPTORS)
         self._launches = 0
         self._asked = 0
         self._clients = Clients(claim.socket, self)
@@ -78,6 +95,14 @@ class Host:
                 raise _error(self.failure)
             if key in self._launched or client.muted:
                 raise HostError("this launch cannot be told from another", code="bad_message")
+            if len(self._launched) >= self._most:
+                raise HostError(
+                    f"{self._most} inferlets run or wait already",
+                    "the server has file descriptors for no more",
+                    "wait for some to end, or start the server under a higher `ulimit -n`",
+                    "too_many",
+                )
+            _check(message)
             program = programs.resolve(message.program)
         except HostError as error:
             self._fail(client, message.request, error)
@@ -165,9 +190,7 @@ class Host:
                 self._launch(client, message)
             case wire.Input() | wire.CloseInput():
                 launched = self._launched.get((client.identity, message.request))
-                if isinstance(launched, Waiting):
-                    launched.input.append(message)
-                elif launched is not None:
+                if launched is not None:
                     self._input(launched, message)
             case wire.Cancel():
                 reason = Reason(code="cancelled", what="the client ended it")
@@ -186,11 +209,23 @@ class Host:
             if identity == client.identity:
                 self._end(launched, reason)
 
-    def _input(self, seat: Seat, message: wire.Input | wire.CloseInput) -> None:
+    def _input(self, launched: Seat | Waiting, message: wire.Input | wire.CloseInput) -> None:
         if isinstance(message, wire.Input):
-            self._core.controller.send(control.Deliver(seat=seat.number, data=message.data))
+            launched.untaken += wire.weight(message.data)
+            if launched.untaken > wire.MAX_UNREAD_BYTES or len(message.data) > wire.MAX_INPUT_BYTES:
+                self._end(launched, _TOO_MUCH_INPUT)
+                return
+        if isinstance(launched, Waiting):
+            launched.input.append(message)
+        elif isinstance(message, wire.Input):
+            self._core.controller.send(control.Deliver(seat=launched.number, data=message.data))
         else:
-            self._core.controller.send(control.CloseInput(seat=seat.number))
+            self._core.controller.send(control.CloseInput(seat=launched.number))
+
+    def _taken(self, seat: Seat, message: control.Taken) -> None:
+        weight = message.size + message.messages * wire.MESSAGE_OVERHEAD
+        seat.untaken -= weight
+        self._tell(seat, wire.InputTaken(seat.request, weight))
 
     def _end(self, launched: Seat | Waiting | None, reason: Reason) -> None:
         if isinstance(launched, Seat):
@@ -262,6 +297,9 @@ class Host:
             case control.Sent():
                 if (seat := self._seats.get(message.seat)) is not None:
                     self._tell(seat, wire.Message(seat.request, message.data))
+            case control.Taken():
+                if (seat := self._seats.get(message.seat)) is not None:
+                    self._taken(seat, message)
             case control.Released():
                 if (seat := self._seats.get(message.seat)) is not None:
                     seat.released(message.stats)
@@ -379,6 +417,20 @@ class Host:
         self._launchers.close()
         self._core.close()
         self._clients.close()
+
+
+def _check(message: wire.Launch) -> None:
+    """Refused if it asks for something there cannot be."""
+    for argument in message.args:
+        if "\0" in argument:  # C programs would see only what is before it
+            raise Refused(f"the argument {argument!r} holds a null character", code="bad_argument")
+    for name in message.waived:
+        if name not in CONTROLS:
+            raise Refused(
+                f"there is no sandbox control {name!r} to give up",
+                hint=f"--allow-degraded {' or '.join(CONTROLS)}",
+                code="bad_argument",
+            )
 
 
 def _error(reason: Reason) -> HostError:

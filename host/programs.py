@@ -6,10 +6,8 @@ Only metadata is read here (file type, ELF header, inferlet.toml): the host neve
 
 from __future__ import annotations
 
-import os
-import platform
+import errno
 import re
-import struct
 import tomllib
 from pathlib import Path
 from typing import Final
@@ -19,17 +17,12 @@ from msgspec import Struct
 
 from .errors import NotFound, Refused
 from .quotas import Value
+from .sandbox import elf
+from .sandbox.failure import SpawnRefused
 
 MANIFEST: Final = "inferlet.toml"
 _MAX_MANIFEST_BYTES: Final = 65536
 _MAX_SCRIPT_BYTES: Final = 4 << 20
-
-# e_machine of the ELF header, by the name platform.machine() uses
-_MACHINES: Final = {
-    3: "i686", 8: "mips", 21: "ppc64le", 22: "s390x", 40: "armv7l", 62: "x86_64", 183: "aarch64",
-    243: "riscv64", 258: "loongarch64",
-}  # fmt: skip
-_ELF_64: Final = 2
 
 
 class Program(Struct, kw_only=True):
@@ -60,8 +53,8 @@ def resolve(path_text: str) -> Program:
     NotFound if nothing is there; Refused if it cannot run here, with the reason.
     """
     path = Path(path_text)
-    if not path.is_absolute():
-        raise Refused(f"{path} is not an absolute path", code="bad_path")
+    if not path.is_absolute() or "\0" in path_text:
+        raise Refused(f"{path_text!r} is not an absolute path", code="bad_path")
     try:
         real = path.resolve(strict=True)
     except FileNotFoundError as error:
@@ -92,7 +85,8 @@ def check_syntax(program: Program) -> None:
     if program.kind != "python":
         return
     try:
-        source = Path(program.path).read_bytes()
+        with Path(program.path).open("rb") as file:
+            source = file.read(_MAX_SCRIPT_BYTES + 1)
         if len(source) > _MAX_SCRIPT_BYTES:
             raise Refused(f"{program.path} is over {_MAX_SCRIPT_BYTES} octets", code="too_large")
         compile(source, program.path, "exec", dont_inherit=True)
@@ -113,7 +107,16 @@ def check_syntax(program: Program) -> None:
 
 def _folder(folder: Path) -> Program:
     manifest = _read_manifest(folder / MANIFEST)
-    entry = (folder / manifest.entry).resolve()
+    try:
+        entry = (folder / manifest.entry).resolve()
+        found = entry.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a null character
+        raise Refused(
+            f"the entry {manifest.entry!r} of {folder} cannot be followed",
+            str(error),
+            f"change `entry` in {folder / MANIFEST}",
+            "bad_manifest",
+        ) from error
     if not entry.is_relative_to(folder):
         raise Refused(
             f"the entry {manifest.entry!r} lies outside {folder}",
@@ -121,7 +124,7 @@ def _folder(folder: Path) -> Program:
             f"move it there, or change `entry` in {folder / MANIFEST}",
             "bad_manifest",
         )
-    if not entry.is_file():
+    if not found:
         raise NotFound(
             f"the entry {manifest.entry!r} of {folder} is not there",
             f"{MANIFEST} names it",
@@ -148,6 +151,8 @@ def _folder(folder: Path) -> Program:
 
 def _read_manifest(path: Path) -> Manifest:
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would hold up the host
+            raise OSError(errno.EINVAL, "it is no regular file")
         with path.open("rb") as file:
             data = file.read(_MAX_MANIFEST_BYTES + 1)
     except FileNotFoundError as error:
@@ -177,39 +182,14 @@ def _check_runs(path: Path, kind: str) -> None:
     if not path.is_file():
         raise Refused(f"{path} is no regular file", code="not_executable")
     try:
-        with path.open("rb") as file:
-            head = file.read(64)
+        if kind == "native":
+            elf.interpreter(str(path))
+        else:
+            path.open("rb").close()
     except OSError as error:
         raise _unreadable(path, error) from error
-    if kind == "python":
-        return
-    if not os.access(path, os.X_OK):
-        raise Refused(
-            f"{path} is not executable",
-            "its permissions have no x bit"
-            + (", and its name does not end in .py" * (head[:2] == b"#!")),
-            f"chmod +x {path}",
-            "not_executable",
-        )
-    machine = platform.machine()
-    if head[:4] != b"\x7fELF" or len(head) < 20:
-        raise Refused(
-            f"{path} is no program for {machine}",
-            "it is not an ELF executable; other formats (scripts with #! too) cannot be sandboxed",
-            "give a .py, or a compiled executable",
-            "not_executable",
-        )
-    order = ">" if head[5] == 2 else "<"
-    (number,) = struct.unpack_from(f"{order}H", head, 18)
-    built_for = _MACHINES.get(number, f"machine {number}")
-    if head[4] != _ELF_64 or order == ">" or built_for != machine:
-        bits = 64 if head[4] == _ELF_64 else 32
-        raise Refused(
-            f"{path} is for another architecture",
-            f"it is {bits}-bit {built_for}, this machine is 64-bit {machine}",
-            "build it on, or for, this machine",
-            "wrong_architecture",
-        )
+    except SpawnRefused as refused:
+        raise Refused(refused.message, hint=refused.hint, code="not_executable") from refused
 
 
 def _unreadable(path: Path, error: Exception) -> Refused:

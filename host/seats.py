@@ -79,6 +79,7 @@ class Seat:
         self.request = request
         self.generation = generation
         self.pid = 0  # until it is spawned
+        self.untaken = 0  # the weight of its client's messages that it has not received
         self.held: list[HostToClient] = []  # for the client, once it is spawned
         self.state = "starting"
         self.stats = control.SeatStats()
@@ -133,7 +134,7 @@ class Seat:
                     seat=self.number,
                     kind=self.program.kind,
                     path=self.program.path,
-                    argv=[self.program.path, *args],
+                    argv=[self.program.path, *args] if self.program.kind == "native" else [],
                     env=ENVIRONMENT,
                     cwd=self.program.cwd,
                     profile=self.program.kind,

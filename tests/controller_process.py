@@ -33,9 +33,10 @@ LIMITS = abi.Limits(
 )
 
 
-def tokenizer_json() -> bytes:
+def tokenizer_json(unknown: bool) -> bytes:
+    """Words w0 to w999; w0 stands for unknown ones, or none does."""
     words = {f"w{i}": i for i in range(VOCAB)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0" if unknown else "absent"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return tokenizer.to_str().encode()
 
@@ -48,6 +49,7 @@ class Peer:
         self._data = b""
         self._answers: dict[int, list[Any]] = {}
         self.frames = 0
+        self.order: list[int] = []  # request ids as they were answered
         self._next = 0
 
     def request(self) -> int:
@@ -91,6 +93,7 @@ class Peer:
             for answer in msgspec.msgpack.decode(body):
                 assert answer[1] not in self._answers, "one answer a request"
                 self._answers[answer[1]] = answer
+                self.order.append(answer[1])
 
 
 class AnswerError(Exception):
@@ -108,7 +111,13 @@ def result(answer: list[Any]) -> Any:
 class ControllerProcess:
     """`auto`: the toy accelerator answers each step; else the test calls `serve`."""
 
-    def __init__(self, pages: int = 64, policy: str = "work-conserving", chunk: int = 64) -> None:
+    def __init__(
+        self,
+        pages: int = 64,
+        policy: str = "work-conserving",
+        chunk: int = 64,
+        unknown: bool = True,
+    ) -> None:
         host, host_end = socket.socketpair()
         backend, backend_end = socket.socketpair()
         fds = (host_end.fileno(), backend_end.fileno())
@@ -140,7 +149,7 @@ class ControllerProcess:
             eos_tokens=[0],
             chat_template=None,
         )
-        fd = sealed_memfd("tokenizer", tokenizer_json())
+        fd = sealed_memfd("tokenizer", tokenizer_json(unknown))
         self.host.send(
             control.Configure(self.model, pages, 256, 512, policy=policy, chunk_tokens=chunk), [fd]
         )

@@ -44,10 +44,11 @@ class Terminal:
     def socket(self) -> Path:
         return self.run_dir / "host.sock"
 
-    def start(self, *arguments: object) -> subprocess.Popen[bytes]:
-        """`piehost ARGUMENTS` in a session of its own; stdin stays open."""
+    def start(self, *arguments: object, descriptors: int = 0) -> subprocess.Popen[bytes]:
+        """`piehost ARGUMENTS` in a session of its own; stdin stays open. `descriptors`: at most."""
+        under = ("prlimit", f"--nofile={descriptors}") if descriptors else ()
         return subprocess.Popen(
-            [*PIEHOST, *map(str, arguments)],
+            [*under, *PIEHOST, *map(str, arguments)],
             env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -79,10 +80,20 @@ class Terminal:
             assert done.returncode == check, (done.returncode, out.decode(), err.decode())
         return done
 
+    def shell(self, script: str) -> subprocess.CompletedProcess[bytes]:
+        """`script` in a shell whose "$@" is `piehost`."""
+        return subprocess.run(
+            ["sh", "-c", script, "sh", *PIEHOST],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=DEADLINE,
+        )
+
     @contextlib.contextmanager
-    def server(self, *options: object) -> Iterator[Server]:
+    def server(self, *options: object, descriptors: int = 0) -> Iterator[Server]:
         """A `piehost serve` that is ready; ended, with all it started, afterwards."""
-        process = self.start("serve", *SMALL, *options)
+        process = self.start("serve", *SMALL, *options, descriptors=descriptors)
         everyone: list[psutil.Process] = []
         try:
             assert process.stdout is not None

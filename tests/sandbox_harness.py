@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from piehost.host.shm import create_ring, seal_ring, sealed_memfd
 from piehost.wire.launch import Exited, LauncherToHost, Rlimits, Spawn, Spawned, SpawnFailed
 from piehost.wire.link import Link
@@ -52,7 +54,8 @@ class Running:
         err, err_end = os.pipe()
         self._pipes = (out, err)
         fds = [null, out_end, err_end, theirs.fileno(), ring]
-        fds += [sealed_memfd("startup", b"startup"), sealed_memfd("vocab", b"vocab")]
+        block = msgspec.msgpack.encode({"args": spawn.argv[1:]})
+        fds += [sealed_memfd("startup", block), sealed_memfd("vocab", b"vocab")]
         launcher.link.send(spawn, fds)
         theirs.detach()
         for fd in fds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def test_executable_without_the_x_bit(server: Server, tmp_path: Path) -> None:
     path = compile_c(tmp_path, "hello", HELLO)
     path.chmod(0o644)
     error = refused(server, 126, path)
-    assert "not executable" in error and f"chmod +x {path}" in error
+    assert "no execute permission" in error and f"chmod +x {path}" in error
 
 
 def test_executable_of_another_architecture(server: Server, tmp_path: Path) -> None:
@@ -51,13 +52,13 @@ def test_executable_of_another_architecture(server: Server, tmp_path: Path) -> N
     struct.pack_into("<H", data, 18, 183)  # e_machine
     path.write_bytes(data)
     error = refused(server, 126, path)
-    assert "another architecture" in error and "aarch64" in error
+    assert "is built for" in error and "aarch64" in error
 
 
 def test_file_that_is_no_program(server: Server, tmp_path: Path) -> None:
     path = write_program(tmp_path, "script", "#!/bin/sh\necho hello\n")
     path.chmod(0o755)
-    assert "not an ELF executable" in refused(server, 126, path)
+    assert "a script with #!" in refused(server, 126, path)
 
 
 def test_folder_without_a_manifest(server: Server, tmp_path: Path) -> None:
@@ -72,6 +73,10 @@ def test_folder_without_a_manifest(server: Server, tmp_path: Path) -> None:
         ('entry = "main.py"\nextra = 1', "extra"),
         ('entry = "main.py"\nkind = "wasm"', "wasm"),
         ('entry = "../outside.py"', "outside"),
+        ('entry = "/etc/passwd"', "outside"),
+        ('entry = "link.py"', "outside"),
+        ('entry = "loop"', "cannot be followed"),
+        ('entry = "a\\u0000b"', "cannot be followed"),
         ('entry = "main.py"\n[quota]\nkv_pagez = 1', "kv_pagez"),
         ('entry = "main.py"\n[quota]\nkv_pages = "many"', "many"),
     ],
@@ -80,9 +85,23 @@ def test_wrong_manifest(server: Server, tmp_path: Path, manifest: str, says: str
     folder = tmp_path / "folder"
     folder.mkdir()
     write_program(folder, "main.py", "print('ran')")
-    write_program(tmp_path, "outside.py", "print('ran')")
+    outside = write_program(tmp_path, "outside.py", "print('ran')")
+    (folder / "link.py").symlink_to(outside)
+    (folder / "loop").symlink_to("loop")
     (folder / "inferlet.toml").write_text(manifest)
     assert says in refused(server, 126, folder)
+
+
+def test_manifest_that_is_a_pipe(server: Server, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "inferlet.toml")
+    assert "no regular file" in refused(server, 126, tmp_path)
+
+
+def test_text_that_is_not_utf8(server: Server, tmp_path: Path) -> None:
+    path = write_program(tmp_path, "hello.py", "print('ran')")
+    assert "not UTF-8" in refused(server, 126, path, "--", os.fsdecode(b"\xff"))
+    odd = write_program(tmp_path, os.fsdecode(b"odd\xff.py"), "print('ran')")
+    assert "not UTF-8" in refused(server, 126, odd)
 
 
 def test_manifest_whose_entry_is_not_there(server: Server, tmp_path: Path) -> None:
@@ -126,6 +145,8 @@ def test_wrong_usage_is_exit_code_2(terminal: Terminal) -> None:
     assert b"No such option" in terminal.run("launch", "--nonsense", "x.py", check=2).stderr
     both = terminal.run("launch", "--kv-pages", 9, "--kv-memory", 0.5, "x.py", check=2)
     assert b"not both" in both.stderr
+    degraded = terminal.run("launch", "--allow-degraded", "nonsense", "x.py", check=2)
+    assert b"seccomp" in degraded.stderr and b"landlock" in degraded.stderr
     assert b"No such command" in terminal.run("nonsense", check=2).stderr
 
 
@@ -135,3 +156,11 @@ def test_run_directory_with_a_long_path(tmp_path: Path) -> None:
     path = write_program(tmp_path, "hello.py", "print('ran')")
     done = Terminal(long).run("launch", path, check=125)
     assert b"too long" in done.stderr and b"XDG_RUNTIME_DIR" in done.stderr
+
+
+def test_stdout_that_takes_nothing(server: Server, tmp_path: Path) -> None:
+    path = write_program(tmp_path, "hello.py", "print('ran')")
+    done = server.terminal.shell(f'"$@" launch {path} >/dev/full')
+    error = done.stderr.decode()
+    assert done.returncode == 125 and "No space left" in error and "try:" in error
+    assert "Traceback" not in error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -89,6 +90,12 @@ def test_the_limits_of_the_abi_are_the_code() -> None:
         assert f"{number:,}" in ABI
     for fd in (abi.SOCKET_FD, abi.RING_OUT_FD, abi.STARTUP_FD, abi.VOCAB_FD):
         assert re.search(rf"^\| {fd} \|", ABI, re.MULTILINE)
+
+
+def test_the_page_of_the_command_line_is_fresh() -> None:
+    page = runpy.run_path(str(ROOT / "scripts" / "write_cli_docs.py"))["page"]()
+    written = (ROOT / "docs" / "cli.md").read_text()
+    assert written == page, "run: python scripts/write_cli_docs.py"
 
 
 def _error_names() -> set[str]:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from piehost.host.client import Client, Run
-from piehost.wire.client import Message
+from piehost.wire.client import Message, weight
 
 from .host_harness import (
     DEADLINE,
@@ -142,12 +142,14 @@ def test_launches_during_a_restart_wait_for_it(victim: Server, tmp_path: Path) -
     assert len(texts) == 1 and texts.pop().startswith(" Paris")
 
 
-def test_client_that_does_not_read_is_ended(victim: Server, tmp_path: Path) -> None:
-    source = """
+@pytest.mark.parametrize("octets", [60000, 0])
+def test_client_that_does_not_read_is_ended(victim: Server, tmp_path: Path, octets: int) -> None:
+    """Empty messages take memory too."""
+    source = f"""
         from inferlet import flush, send
 
         while True:
-            send(b"x" * 60000)
+            send(b"x" * {octets})
             flush()
     """
     path = write_program(tmp_path, "flood.py", source)
@@ -156,5 +158,5 @@ def test_client_that_does_not_read_is_ended(victim: Server, tmp_path: Path) -> N
         assert eventually(lambda: bool(observer.inferlets()))
         assert eventually(lambda: not observer.inferlets(), DEADLINE)
         events = list(flood.events())
-        assert sum(len(e.data) for e in events if isinstance(e, Message)) >= 64 << 20
+        assert sum(weight(e.data) for e in events if isinstance(e, Message)) >= 64 << 20
         assert generates(observer, tmp_path)

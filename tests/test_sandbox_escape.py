@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -368,6 +369,33 @@ def test_a_dynamically_linked_program_runs_and_is_held(
         if got != attack.expected:
             wrong[attack.name] = f"expected {attack.expected}, got {got}"
     assert not wrong
+
+
+def test_a_second_linker_in_the_headers_grants_nothing(
+    sandboxes: dict[str, Sandbox], tmp_path: Path
+) -> None:
+    """The kernel takes the first; the second names what the program would like to read."""
+    program = compile_c(ATTACKERS / "call.c", tmp_path)
+    image = bytearray(program.read_bytes())
+    (table,) = struct.unpack_from("<Q", image, 32)
+    (count,) = struct.unpack_from("<H", image, 56)
+    note = max(at for at in range(table, table + 56 * count, 56) if image[at] == 4)  # PT_NOTE
+    struct.pack_into("<IIQQQQQQ", image, note, 3, 4, len(image), 0, 0, 2, 2, 1)  # PT_INTERP
+    program.write_bytes(image + b"/\0")
+    native = sandboxes["native"]
+    native.programs["two linkers"] = program
+    outcome = native.run("two linkers", NR["openat"], -100, "s:/etc/shadow", 0, 0)
+    assert outcome.out == f"{-errno.EACCES}\n"
+
+
+def test_has_no_capabilities(sandbox: Sandbox) -> None:
+    """Root's neither, if piehost runs as root."""
+    running = sandbox.start("echo")
+    status = Path(f"/proc/{running.spawned().pid}/status").read_text()
+    sets = dict(re.findall(r"^Cap(Inh|Prm|Eff|Amb):\t(\w+)", status, re.MULTILINE))
+    assert {int(held, 16) for held in sets.values()} == {0} and len(sets) == 4
+    running.socket.shutdown(1)
+    assert running.outcome().code == 0
 
 
 # (file, text, sabotaged text, the attack that must no longer be refused as it was)

@@ -104,6 +104,25 @@ def test_a_missing_dynamic_linker(native: LauncherProcess, tmp_path: Path) -> No
     assert failed.errno == errno.ENOENT and "/lib/ld-nowhere.so.1" in failed.message
 
 
+@pytest.mark.parametrize("linker", ["/", "/etc/passwd", "/tmp/../etc", "secret"])
+def test_a_dynamic_linker_of_the_programs_choice(
+    native: LauncherProcess, tmp_path: Path, linker: str
+) -> None:
+    """It would be granted to the inferlet for reading."""
+    program = c_program(tmp_path, "return 0;", f"-Wl,--dynamic-linker={linker}")
+    assert "dynamic linker" in refusal(native, program).message
+
+
+@pytest.mark.parametrize("offset", [(1 << 63) - 8, 1 << 63, (1 << 64) - 1])
+def test_headers_out_of_this_world(native: LauncherProcess, tmp_path: Path, offset: int) -> None:
+    program = c_program(tmp_path, "return 0;")
+    image = bytearray(program.read_bytes())
+    struct.pack_into("<Q", image, 32, offset)  # e_phoff
+    program.write_bytes(image)
+    assert refusal(native, program).errno in (errno.ENOEXEC, errno.EINVAL)
+    assert native.run(c_program(tmp_path, "return 3;")).code == 3
+
+
 @pytest.mark.parametrize(("kind", "flags"), [("GNU_STACK", 7), ("LOAD", 7)])
 def test_writable_code(native: LauncherProcess, tmp_path: Path, kind: str, flags: int) -> None:
     program = c_program(tmp_path, "return 0;")

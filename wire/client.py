@@ -21,9 +21,20 @@ EXIT_NOT_FOUND: Final = 127
 MAX_INPUT_BYTES: Final = 60000  # one message to the inferlet (inferlet.abi.MAX_MESSAGE_BYTES)
 
 # The client acknowledges what it read every ACK_BYTES; a client with more than MAX_UNREAD_BYTES
-# unread has its inferlets ended, so that the host's memory stays bounded.
+# unread has its inferlets ended, so that the host's memory stays bounded. Likewise an inferlet with
+# more than that to receive is ended; a client that sends no more than INPUT_WINDOW ahead of
+# `InputTaken` never gets there. Each message counts for its data and MESSAGE_OVERHEAD.
 ACK_BYTES: Final = 1 << 18
 MAX_UNREAD_BYTES: Final = 64 << 20
+INPUT_WINDOW: Final = 1 << 20
+MESSAGE_OVERHEAD: Final = 256
+
+MAX_CLIENT_MESSAGE: Final = 4 << 20  # octets; a client that sends more is disconnected
+
+
+def weight(data: bytes) -> int:
+    """What a message counts for."""
+    return len(data) + MESSAGE_OVERHEAD
 
 
 class Reason(Struct, kw_only=True):
@@ -79,7 +90,7 @@ class Cancel(Struct, array_like=True, tag="cancel"):
 
 
 class Ack(Struct, array_like=True, tag="ack"):
-    """`size` octets of `Message` and `Output` were read."""
+    """`Message`s and `Output`s of the weight `size` were read."""
 
     size: int
 
@@ -125,6 +136,13 @@ class Message(Struct, array_like=True, tag="message"):
 
     request: int
     data: bytes
+
+
+class InputTaken(Struct, array_like=True, tag="input_taken"):
+    """The inferlet has received messages of this weight since the last `InputTaken`."""
+
+    request: int
+    weight: int
 
 
 class Output(Struct, array_like=True, tag="output"):
@@ -214,6 +232,7 @@ HostToClient: TypeAlias = (
     Progress
     | Started
     | Message
+    | InputTaken
     | Output
     | Ended
     | Failed

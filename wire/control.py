@@ -66,6 +66,15 @@ class Sent(Struct, array_like=True, tag="sent"):
     data: bytes
 
 
+class Taken(Struct, array_like=True, tag="taken"):
+    """The inferlet has received this many more messages, of `size` octets together. Reported now
+    and then, so that the host knows how much waits for it."""
+
+    seat: int
+    messages: int
+    size: int
+
+
 class End(Struct, array_like=True, tag="end"):
     """The controller ends this inferlet (bad frame, killed for memory): the host kills it."""
 
@@ -86,4 +95,4 @@ class BackendLost(Struct, array_like=True, tag="backend_lost"):
 
 
 HostToController: TypeAlias = Configure | Admit | Release | Deliver | CloseInput | AskStats
-ControllerToHost: TypeAlias = Released | Sent | End | Stats | BackendLost
+ControllerToHost: TypeAlias = Released | Sent | Taken | End | Stats | BackendLost

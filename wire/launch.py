@@ -25,6 +25,8 @@ class Spawn(Struct, array_like=True, tag="spawn"):
     seat: int
     kind: str  # "native": exec `path`; "python": run the script `path` in a fork of the zygote
     path: str  # absolute, real
+    # of an executable. A script's arguments are in its start-up block alone: what the zygote has
+    # once read, all its later forks could find in their memory
     argv: list[str]
     env: dict[str, str]
     cwd: str

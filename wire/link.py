@@ -114,6 +114,8 @@ class Link(Generic[T]):
             end = at + _HEAD.size + size
             if len(self._in) < end:
                 break
+            if len(self._fds) < count:  # the kernel drops what a full descriptor table cannot take
+                raise LinkClosed("descriptors were lost: this process has too many open")
             body = bytes(self._in[at + _HEAD.size : end])
             got.append((self._decoder.decode(body), [self._fds.popleft() for _ in range(count)]))
             at = end

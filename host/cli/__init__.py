@@ -7,6 +7,7 @@ usage, else the inferlet's own. Errors say what, why and what to try; `--debug` 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Final
 
@@ -51,6 +52,7 @@ def piehost(ctx: click.Context, debug: bool) -> None:
 
 
 def main() -> None:
+    _open_streams()
     debug = "--debug" in sys.argv[1:2]
     try:
         code = piehost.main(standalone_mode=False)
@@ -64,6 +66,12 @@ def main() -> None:
         code = exit_code_of(error)
     except (click.Abort, KeyboardInterrupt):
         code = 130
+    except OSError as error:
+        if debug:
+            raise
+        refused = HostError("the system refused something", str(error), "--debug shows where")
+        print(refused, file=sys.stderr)  # noqa: T201
+        code = EXIT_HOST
     except Exception as error:
         if debug:
             raise
@@ -71,3 +79,14 @@ def main() -> None:
         print(f"{what}\n  try: piehost --debug {' '.join(sys.argv[1:3])} ...", file=sys.stderr)  # noqa: T201
         code = EXIT_HOST
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_streams() -> None:
+    """Closed standard streams become /dev/null, or the next descriptor would take their place."""
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest free number, so this one
+            if null != fd:
+                os.dup2(null, fd)
+                os.close(null)
+            setattr(sys, name, open(fd, mode, closefd=False))  # noqa: SIM115

@@ -90,7 +90,8 @@ class Follower:
                     case wire.Ended():
                         self._end(run, event)
                         return event.code
-            if client.pump(also=(_STDIN,) if stdin.open else ()):
+            wanted = stdin.open and run.untaken < wire.INPUT_WINDOW  # else its writer waits
+            if client.pump(also=(_STDIN,) if wanted else ()):
                 for line in stdin.read():
                     run.send(line)
                 if not stdin.open:

@@ -16,6 +16,7 @@ from .. import programs, rundir
 from ..client import Client, connect
 from ..errors import HostError
 from ..quotas import parse_options
+from ..sandbox.failure import CONTROLS
 from .follow import Follower
 from .model_options import as_options, given, model_options
 
@@ -36,7 +37,7 @@ class Interrupted(BaseException):
 @click.option(
     "--allow-degraded",
     multiple=True,
-    metavar="NAME",
+    type=click.Choice(CONTROLS),
     help="Run although this sandbox control is missing here.",
 )
 @click.option("--stats", is_flag=True, help="Print counters on stderr at the end.")
@@ -85,7 +86,7 @@ def launch(
 def _host(chosen: dict[str, Any], socket: str | None, debug: bool) -> Iterator[Client]:
     """A client of the running server if it fits, else of a host of our own."""
     path = rundir.server_socket(socket)
-    explicit = socket is not None or "PIEHOST_SOCKET" in os.environ
+    explicit = bool(socket or os.environ.get("PIEHOST_SOCKET"))
     if explicit or rundir.lock_owner(path) is not None:
         with connect(str(path)) as client:
             different = _differences(client, chosen) if chosen else {}

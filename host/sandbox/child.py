@@ -28,6 +28,7 @@ _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _SECCOMP_SET_MODE_FILTER: Final = 1
 _U32: Final = 0xFFFFFFFF
+_CAPABILITY_HEADER: Final = struct.pack("<Ii", 0x20080522, 0)  # version 3, this process
 _DEFAULT_ACTION: Final = bytes(32)  # struct kernel_sigaction: SIG_DFL, no flags, nothing masked
 _IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT)
 
@@ -60,6 +61,9 @@ def set_up(
     if spawn.kind == "python":  # an exec would undo it
         calls.add("dumpable", "prctl", _PR_SET_DUMPABLE, 0)
     calls.add("no_new_privs", "prctl", _PR_SET_NO_NEW_PRIVS, 1)
+    # root's too; with no_new_privs an exec does not bring them back
+    nothing = calls.pointer(bytes(24))
+    calls.add("capabilities", "capset", calls.pointer(_CAPABILITY_HEADER), nothing)
     if landlock:
         calls.add("landlock", "landlock_restrict_self", RULESET_FD, 0)
     calls.add("landlock", "close", RULESET_FD)

@@ -1,6 +1,7 @@
 """Looks at an executable before it is run, so that a refusal says why and W^X holds from the start.
 
-Reads headers only. Format: System V ABI, "Object Files"; /usr/include/elf.h.
+Reads headers only, and trusts none: the file is the attacker's. Format: System V ABI, "Object
+Files"; /usr/include/elf.h. What counts is how the kernel reads them (fs/binfmt_elf.c).
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ _PT_LOAD, _PT_INTERP, _PT_GNU_STACK = 1, 3, 0x6474E551
 _PF_X, _PF_W = 1, 2
 _MAX_SEGMENTS: Final = 128
 _MAX_INTERPRETER: Final = 4096
+LINKER_FOLDERS: Final = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 
 
 def interpreter(path: str) -> str | None:
     """The dynamic linker that the executable at `path` asks for; None if it is static.
 
-    SpawnRefused if it is not there, not executable, not for this machine, or wants memory that is
-    writable and executable at once.
+    SpawnRefused if it is not there, not executable, not for this machine, wants memory that is
+    writable and executable at once, or a linker that is not the system's.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -77,25 +79,46 @@ def _read(fd: int, path: str) -> str | None:
         )
     if entry_size != _SEGMENT.size or not 0 < count <= _MAX_SEGMENTS:
         raise _refused(path, errno.ENOEXEC, "it has no program headers", "link it as an executable")
-    table = os.pread(fd, count * entry_size, offset)
+    table = _read_at(fd, count * entry_size, offset)
     if len(table) < count * entry_size:
         raise _refused(path, errno.ENOEXEC, "it is cut short", "build or copy it again")
     linker: str | None = None
     for kind, flags, at, _, _, size, _, _ in _SEGMENT.iter_unpack(table):
-        if kind == _PT_INTERP:
-            linker = os.fsdecode(os.pread(fd, min(size, _MAX_INTERPRETER), at).rstrip(b"\0"))
+        if kind == _PT_INTERP and linker is None:  # of several the kernel takes the first
+            linker = os.fsdecode(_read_at(fd, min(size, _MAX_INTERPRETER), at).split(b"\0")[0])
         elif kind == _PT_GNU_STACK and flags & _PF_X:
             raise _writable_code(path, "an executable stack")
         elif kind == _PT_LOAD and flags & _PF_X and flags & _PF_W:
             raise _writable_code(path, "a segment that is writable and executable")
-    if linker is not None and not Path(linker).exists():
+    return None if linker is None else _system_linker(path, linker)
+
+
+def _read_at(fd: int, size: int, offset: int) -> bytes:
+    try:
+        return os.pread(fd, size, offset)
+    except (OSError, OverflowError):  # no file reaches that far
+        return b""
+
+
+def _system_linker(path: str, linker: str) -> str:
+    """The real path of `linker`. The inferlet may read and execute it, so it must not be a file or
+    folder of the attacker's choice."""
+    real = Path(os.path.realpath(linker))
+    if not real.is_file():
         raise _refused(
             path,
             errno.ENOENT,
             f"its dynamic linker {linker} is not on this machine",
             "link it statically (-static), or build it on this machine",
         )
-    return linker
+    if not any(real.is_relative_to(os.path.realpath(folder)) for folder in LINKER_FOLDERS):
+        raise _refused(
+            path,
+            errno.EACCES,
+            f"its dynamic linker {linker} is not one of the system's",
+            f"link it statically (-static), or with a linker in {' or '.join(LINKER_FOLDERS)}",
+        )
+    return str(real)
 
 
 def _writable_code(path: str, what: str) -> SpawnRefused:

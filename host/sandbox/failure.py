@@ -24,6 +24,7 @@ _CONTROL_HINTS: Final = {
     "landlock": "use Linux 5.13 or later with landlock in its lsm= list;"
     " or run without it: --allow-degraded=landlock",
 }
+CONTROLS: Final = tuple(_CONTROL_HINTS)  # those that `--allow-degraded` can give up
 
 
 def missing_control(control: str, code: int) -> SpawnRefused:
@@ -70,4 +71,14 @@ def failed_stage(stage: str, code: int, path: str) -> SpawnRefused:
         f"{path} could not be started: the step {stage!r} of its set-up failed"
         f" ({os.strerror(code)})",
         hint,
+    )
+
+
+def unforeseen(path: str, error: Exception) -> SpawnRefused:
+    """The launcher itself failed on this launch."""
+    return SpawnRefused(
+        "launcher",
+        0,
+        f"{path} could not be started: {type(error).__name__}: {error}",
+        "this is a fault of piehost: please report it, with the program",
     )

@@ -17,6 +17,7 @@ import resource
 import select
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +28,7 @@ from piehost.wire.link import Link, LinkClosed
 
 from .calls import Calls
 from .child import RESERVED, read_report
-from .failure import SpawnRefused, failed_stage
+from .failure import SpawnRefused, failed_stage, unforeseen
 from .policy import syscall_name
 from .preload import freeze, preload
 from .start import Starter
@@ -90,6 +91,9 @@ class Launcher:
                 self._spawn(spawn, descriptors)
             except SpawnRefused as refused:
                 self._refuse(spawn.seat, refused)
+            except Exception as error:  # a fault of ours must not end the inferlets of others
+                traceback.print_exc()
+                self._refuse(spawn.seat, unforeseen(spawn.path, error))
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final
 
+import msgspec
 from msgspec import Struct
 
 from piehost.host.shm import create_ring, seal_ring, sealed_memfd
@@ -264,7 +265,8 @@ class _Probe:
         ring = create_ring("probe", 4096)
         seal_ring(ring)
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        made = [null, ring, sealed_memfd("startup", b""), sealed_memfd("vocab", b"")]
+        block = msgspec.msgpack.encode({"args": argv[1:]})
+        made = [null, ring, sealed_memfd("startup", block), sealed_memfd("vocab", b"")]
         with ours, theirs:
             self._link.send(spawn, [null, output, output, theirs.fileno(), *made[1:]])
         for fd in made:

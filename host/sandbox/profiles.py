@@ -12,13 +12,14 @@ from typing import Final
 from msgspec import Struct
 
 from .bpf import KILL, TRACE, Filter, compile_policy
+from .elf import LINKER_FOLDERS
 from .policy import load
 
 NATIVE: Final = "native"
 DYNAMIC: Final = "dynamic"  # chosen for `native` when the executable asks for a dynamic linker
 PYTHON: Final = "python"
 
-_LIBRARIES: Final = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
+_LIBRARIES: Final = (*LINKER_FOLDERS, "/etc/ld.so.cache")
 
 
 class Profile(Struct):

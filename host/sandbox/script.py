@@ -10,15 +10,24 @@ import threading
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Final, NoReturn
 
-_LOST_OUTPUT = 120  # as the interpreter's own exit code when its last flush fails
+import msgspec
+
+_STARTUP_FD: Final = 6
+_LOST_OUTPUT: Final = 120  # as the interpreter's own exit code when its last flush fails
 
 
-def run(path: str, argv: list[str], env: dict[str, str]) -> NoReturn:
+class _Startup(msgspec.Struct):
+    """Of the start-up block (docs/abi.md, section 3), what is needed here."""
+
+    args: list[str]
+
+
+def run(path: str, env: dict[str, str]) -> NoReturn:
     """`sys.exit` is respected; an uncaught exception is printed on the script's stderr, and the
     exit code is 1. Ends without tearing the interpreter down: the kernel is faster."""
-    _prepare(path, argv, env)
+    _prepare(path, env)
     code = _execute(path)
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # waits for non-daemon threads
@@ -34,9 +43,10 @@ def run(path: str, argv: list[str], env: dict[str, str]) -> NoReturn:
     os._exit(code)
 
 
-def _prepare(path: str, argv: list[str], env: dict[str, str]) -> None:
+def _prepare(path: str, env: dict[str, str]) -> None:
     os.environ.update(env)  # the zygote's is empty
-    sys.argv = list(argv) or [path]
+    block = os.pread(_STARTUP_FD, os.fstat(_STARTUP_FD).st_size, 0)
+    sys.argv = [path, *msgspec.msgpack.decode(block, type=_Startup).args]
     sys.path.insert(0, str(Path(path).parent))
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     for fd, name in ((1, "stdout"), (2, "stderr")):

@@ -156,7 +156,7 @@ def _fork_python(
         kernel.set_process_name(Path(spawn.path).name)
         calls.run()
         os.close(STATUS_FD)  # it runs
-        script.run(spawn.path, spawn.argv, spawn.env)
+        script.run(spawn.path, spawn.env)
     except BaseException:  # ours, not the script's: such as no memory left for it
         traceback.print_exc()
     finally:

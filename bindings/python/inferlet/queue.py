@@ -10,9 +10,6 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, Unpack
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .abi import (
     AllocEmb,
     AllocKvPage,
@@ -40,6 +37,9 @@ from .spans import Embeds, EmbedsHandle, KvHandle, KvSpan, TokenHandle
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from .model import Model
 
@@ -221,7 +221,7 @@ class Queue:
                 f"{len(refs)} tokens do not go into {len(into)} embeds", "slice one of them"
             )
         where: int | list[int]
-        if isinstance(positions, (int, np.integer)):
+        if not isinstance(positions, Iterable):
             where = _check_position(positions)
             _check_position(where + max(0, len(refs) - 1))
         else:
@@ -404,4 +404,6 @@ def _pack_mask(mask: NDArray[np.bool_], inputs: Embeds, read: list[KvSpan]) -> b
             f"the mask has shape {mask.shape}, {shape} is needed",
             "give a row for each input; a column for each slot read, then for each input",
         )
+    import numpy as np  # only masks need it here, and it is slow to import
+
     return np.packbits(mask.astype(np.bool_), axis=1, bitorder="little").tobytes()

@@ -7,12 +7,13 @@ to it any more, neither its `Distribution` nor an array that looks into it.
 from __future__ import annotations
 
 import mmap
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from .errors import ArgumentError, QuotaError, UnwrittenError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _ALIGN = 64  # a cache line; the ABI asks for 4
 
@@ -21,6 +22,8 @@ class Ring:
     """`size` octets of shared memory at `fd`, and which of them are in use."""
 
     def __init__(self, fd: int, size: int) -> None:
+        import numpy as np  # slow to import, and only distributions need it
+
         self.size = size
         self._memory = np.frombuffer(
             mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ), np.uint8
@@ -73,6 +76,8 @@ class Place:
 
     def array(self, at: int, count: int, dtype: str) -> NDArray[Any]:
         """A read-only array into the ring, which keeps this place in use."""
+        import numpy as np
+
         return np.asarray(_Window(self, self._ring.address + self.offset + at, count, dtype))
 
     def __del__(self) -> None:

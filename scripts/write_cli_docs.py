@@ -1,0 +1,77 @@
+"""Writes docs/cli.md from every verb's `--help` and the table of quotas; a test keeps it fresh.
+
+python scripts/write_cli_docs.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import click
+
+from piehost.host.cli import piehost
+from piehost.host.quotas import QUOTAS
+
+PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
+_WIDTH: Final = 96
+
+_HEAD: Final = """\
+# The command line
+
+Written by `scripts/write_cli_docs.py` from each verb's `--help`; do not edit it by hand.
+
+Exit codes:
+
+| code | when |
+|---|---|
+| the inferlet's own | it ended by itself |
+| 1 | `doctor`: a control of the sandbox is missing |
+| 2 | wrong usage |
+| 125 | piehost itself failed |
+| 126 | the program is refused: it cannot run here |
+| 127 | there is no such program or inferlet |
+| 128 + n | signal n ended it: the inferlet, or `piehost launch` (130 is Ctrl-C) |
+
+Errors go to stderr and say what happened, why, and what to try. `--json` prints one document on
+stdout. `NO_COLOR` is respected; progress is shown on a terminal only. `PIEHOST_SOCKET` names a
+server's socket as `--socket` does; without either it is `host.sock` in the run directory,
+`$XDG_RUNTIME_DIR/piehost` or `/tmp/piehost-UID`.
+"""
+
+
+def page() -> str:
+    """What docs/cli.md has to be."""
+    context = click.Context(
+        piehost, info_name="piehost", terminal_width=_WIDTH, **piehost.context_settings
+    )
+    parts = [_HEAD, _block(piehost, context)]
+    for name in piehost.list_commands(context):
+        verb = piehost.get_command(context, name)
+        assert verb is not None
+        inner = click.Context(verb, context, info_name=name, terminal_width=_WIDTH)
+        parts += [f"## piehost {name}\n", _block(verb, inner)]
+    parts += ["## Quotas\n", _quotas()]
+    return "\n".join(parts)
+
+
+def _block(command: click.Command, context: click.Context) -> str:
+    return f"```\n{command.get_help(context)}\n```\n"
+
+
+def _quotas() -> str:
+    lines = [
+        "For `--quota KEY=VALUE` and the table `[quota]` of inferlet.toml. Numbers may have a",
+        "unit: k, M, G, KiB, MiB or GiB. The launch's win over the file's, which win over the",
+        "defaults. What `piehost serve` is given is the default and the ceiling of its launches.",
+        "",
+        "| key | means | from | to |",
+        "|---|---|---|---|",
+    ]
+    for key, known in QUOTAS.items():
+        lines.append(f"| {key} | {known.meaning} | {known.low:,} | {known.high:,} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
