@@ -1,7 +1,8 @@
 """Train, score and write the embedded default model, from nothing but this repository.
 
 It writes the folder a launch without a model name loads: config, bf16 weights, tokenizer, card and
-scores. Runs on a CPU; a stopped run resumes from its checkpoint.
+scores. Runs on a CPU; a stopped run resumes from its checkpoint. The shipped model took 3,400 steps
+and 74 minutes on two cores of a busy server with bfloat16 instructions (1 second a step when idle).
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "gpu_backend" / "default_model")
     parser.add_argument("--seed", type=int, default=Plan.seed)
-    parser.add_argument("--steps", type=int, default=Plan.steps)
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    plan = Plan(seed=options.seed, steps=options.steps)
+    plan = Plan(seed=options.seed)
     tokenizer = train_tokenizer(training_text(plan.seed, 40_000), VOCABULARY, CONTEXT)
 
     def milestone(model: LlamaForCausalLM, step: int, seconds: float) -> None:

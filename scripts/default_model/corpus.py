@@ -24,9 +24,17 @@ DRAWS: dict[str, Draw] = {
     "lists": lists.draw,
     "chat": chat.draw,
 }
-# How often each kind is drawn, counted in documents: about 14 % of the tokens are facts, 24 %
-# arithmetic, 20 % ReAct, 10 % Python, 12 % JSON, 8 % lists, 12 % chat.
-SHARES = {
+# Parts of a kind that a mixture may have more of.
+PARTS: dict[str, Draw] = {
+    "bare": arithmetic.draw_bare,
+    "in order": lists.draw_in_order,
+    "count": lists.draw_count,
+}
+Mixture = dict[str, int]  # how often each draw is chosen, counted in documents
+
+# By tokens: 13 % facts, 27 % arithmetic, 21 % ReAct, 10 % Python, 11 % JSON, 6 % lists, 11 % chat.
+# This teaches copying and the forms; bare sums need many more examples, which then follow.
+FIRST: Mixture = {
     "facts": 36,
     "arithmetic": 28,
     "react": 13,
@@ -35,20 +43,63 @@ SHARES = {
     "lists": 10,
     "chat": 8,
 }
+# By tokens: 10 % facts, 27 % arithmetic, 18 % bare sums on top, 14 % ReAct, the rest a little less.
+THEN: Mixture = {
+    "facts": 31,
+    "arithmetic": 32,
+    "bare": 82,
+    "react": 10,
+    "python": 19,
+    "json": 12,
+    "lists": 10,
+    "chat": 5,
+}
+# By tokens: 8 % facts, 30 % arithmetic, 9 % bare sums, 13 % ReAct, 14 % Python, 11 % lists.
+MORE: Mixture = {
+    "facts": 28,
+    "arithmetic": 40,
+    "bare": 45,
+    "react": 10,
+    "python": 30,
+    "json": 12,
+    "lists": 22,
+    "chat": 6,
+}
+# Members drawn at random leave a greedy list with members twice; a fixed order cures that.
+SETTLE: Mixture = {
+    "facts": 28,
+    "arithmetic": 36,
+    "bare": 30,
+    "react": 9,
+    "python": 40,
+    "json": 10,
+    "lists": 5,
+    "in order": 40,
+    "count": 20,
+    "chat": 6,
+}
+MIXTURES = {0: FIRST, 600: THEN, 2000: MORE, 3000: SETTLE}  # by their first step
+
+
+def mixture(step: int) -> Mixture:
+    return MIXTURES[max(first for first in MIXTURES if first <= step)]
+
+
 GIVEN_WEIGHT = 0.1  # the loss of tokens the model is not asked to write
 
 
-def documents(rng: random.Random) -> Iterator[Document]:
+def documents(rng: random.Random, mixed: Mixture) -> Iterator[Document]:
     """Endless training documents; none has a held-out problem."""
-    kinds, weights = list(SHARES), list(SHARES.values())
+    draws = DRAWS | PARTS
+    kinds, weights = list(mixed), list(mixed.values())
     while True:
         (kind,) = rng.choices(kinds, weights)
-        yield draw_training(DRAWS[kind], rng)
+        yield draw_training(draws[kind], rng)
 
 
-def training_text(seed: int, count: int) -> list[str]:
+def training_text(seed: int, count: int, mixed: Mixture = FIRST) -> list[str]:
     """A sample of the training text, one string a document."""
-    stream = documents(random.Random(seed))
+    stream = documents(random.Random(seed), mixed)
     return [next(stream).text for _ in range(count)]
 
 
@@ -59,7 +110,7 @@ def draw_windows(
 
     Each row starts at a document's start; its last document is cut at the row's end.
     """
-    stream = documents(random.Random(f"{seed} {step}"))
+    stream = documents(random.Random(f"{seed} {step}"), mixture(step))
     ids, weights = [], []
     for _ in range(rows):
         row_ids: list[int] = []

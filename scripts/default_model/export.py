@@ -1,8 +1,7 @@
-"""Writing and loading the model folder. Files are renamed into place, so a reader sees whole ones."""
+"""Writing and loading the model folder. Files are renamed into place, never half there."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ def write_text(folder: Path, name: str, text: str) -> None:
 
 def place(file: Path, folder: Path) -> None:
     file.chmod(0o644)
-    os.replace(file, folder / file.name)
+    file.replace(folder / file.name)
 
 
 def load(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:

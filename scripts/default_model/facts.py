@@ -158,7 +158,7 @@ def _orders() -> list[Fact]:
                 ),
             ]
     for names, noun in ((k.MONTHS, "month of the year"), (k.PLANETS, "planet from the Sun")):
-        for ordinal, name in zip(k.ORDINALS, names):
+        for ordinal, name in zip(k.ORDINALS, names, strict=False):
             facts.append(
                 Fact(name, f"The {ordinal} {noun} is", name, f"What is the {ordinal} {noun}?")
             )

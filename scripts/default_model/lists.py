@@ -57,6 +57,17 @@ def draw_enumeration(rng: random.Random) -> Document:
     return question("lists", prompt, enumeration(members, dashes), prompt)
 
 
+def draw_in_order(rng: random.Random) -> Document:
+    """An enumeration in the table's order from a random member on, so that none comes twice."""
+    category = rng.choice(list(knowledge.MEMBERS))
+    count, dashes = rng.randint(2, 6), rng.random() < 0.4
+    members = knowledge.MEMBERS[category]
+    first = rng.randrange(len(members))
+    chosen = (members[first:] + members[:first])[:count]
+    prompt = f"List {knowledge.NUMBER_WORDS[count]} {category}{' with dashes' if dashes else ''}:"
+    return question("lists", prompt, enumeration(chosen, dashes), prompt)
+
+
 def draw_count(rng: random.Random) -> Document:
     first = rng.randint(0, 95)
     last = first + rng.randint(2, 9)

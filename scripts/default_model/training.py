@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from default_model.corpus import draw_windows
@@ -22,29 +22,60 @@ CONTEXT = 2048
 
 
 @dataclass(frozen=True)
+class Cycle:
+    """A ramp of the learning rate up to its peak, a plateau, and a straight line down to 2 %.
+
+    From step `long_from` of the cycle, every `long_every`th step has windows of `CONTEXT` tokens.
+    """
+
+    steps: int
+    peak_rate: float
+    warmup: int
+    decay: int
+    long_from: int
+    long_every: int
+
+    def rate(self, step: int) -> float:
+        left = (self.steps - step) / self.decay
+        return self.peak_rate * min(1.0, (step + 1) / self.warmup, max(0.02, left))
+
+    def is_long(self, step: int) -> bool:
+        return step >= self.long_from and step % self.long_every == 0
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A training run. Lengths in tokens; the last `long_share` of steps has `CONTEXT` windows."""
+    """A training run; lengths in tokens.
+
+    The first cycle learns, and meets long windows at its end; the second, lower one mixes long
+    and short windows, because after the long ones alone the worked sums were worse; the third
+    settles the lists. What each is told: `corpus.MIXTURES`.
+    """
 
     seed: int = 0
-    steps: int = 2400
     rows: int = 8
     window: int = 512
-    long_share: float = 0.06
-    peak_rate: float = 4e-3
-    warmup: int = 60
-    decay_share: float = 0.5
+    cycles: tuple[Cycle, ...] = (
+        Cycle(2000, peak_rate=4e-3, warmup=60, decay=800, long_from=1900, long_every=1),
+        Cycle(1000, peak_rate=2.5e-3, warmup=50, decay=950, long_from=0, long_every=6),
+        Cycle(400, peak_rate=1.5e-3, warmup=30, decay=370, long_from=0, long_every=6),
+    )
+
+    @property
+    def steps(self) -> int:
+        return sum(cycle.steps for cycle in self.cycles)
 
     @property
     def tokens_a_step(self) -> int:
         return self.rows * self.window
 
-    def is_long(self, step: int) -> bool:
-        return step >= self.steps * (1 - self.long_share)
-
-    def rate(self, step: int) -> float:
-        """The learning rate: a ramp up, a plateau, and a straight line down to 2 %."""
-        left = (self.steps - step) / (self.steps * self.decay_share)
-        return self.peak_rate * min(1.0, (step + 1) / self.warmup, max(0.02, left))
+    def at(self, step: int) -> tuple[float, bool]:
+        """The learning rate of a step, and whether its windows are long."""
+        for cycle in self.cycles:
+            if step < cycle.steps:
+                return cycle.rate(step), cycle.is_long(step)
+            step -= cycle.steps
+        raise IndexError(f"step {step} is after the last cycle")
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -81,7 +112,7 @@ def loss_of(model: Any, inputs: Tensor, targets: Tensor, weights: Tensor) -> Ten
     """The weighted mean cross-entropy, in nats a token; all tensors [rows, length]."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=inputs, use_cache=False).logits
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    losses = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
     return (losses * weights.flatten()).sum() / weights.sum()
 
 
@@ -113,7 +144,7 @@ def train(
     backend = tokenizer.backend_tokenizer
     began, mean_loss = time.monotonic() - seconds, math.nan
     for step in range(first, plan.steps):
-        long = plan.is_long(step)
+        rate, long = plan.at(step)
         rows, length = (
             (plan.tokens_a_step // CONTEXT, CONTEXT) if long else (plan.rows, plan.window)
         )
@@ -123,7 +154,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for tuner in tuners:
             for group in tuner.param_groups:
-                group["lr"] = plan.rate(step)
+                group["lr"] = rate
             tuner.step()
             tuner.zero_grad()
         value = loss.item()
