@@ -115,8 +115,7 @@ class Launcher:
     def _set_up(self, child: Running, status: int) -> None:
         report = read_report(status, child.calls) if child.calls else None
         child.calls = None  # it holds the secret of the exec
-        del self._by_fd[status]
-        os.close(status)
+        self._forget(status)
         child.status = None
         if report is None:
             self._send(Spawned(child.seat, child.pid), [child.pidfd])
@@ -125,9 +124,11 @@ class Launcher:
             self._refuse(child.seat, failed_stage(*report, child.path))
 
     def _ended(self, child: Running) -> None:
-        _, status, usage = os.wait4(child.pid, 0)
-        del self._by_pid[child.pid], self._by_fd[child.pidfd]
-        os.close(child.pidfd)
+        pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+        if pid == 0:
+            return
+        del self._by_pid[child.pid]
+        self._forget(child.pidfd)
         if child.failed:
             return
         if os.WIFSIGNALED(status):
@@ -146,6 +147,14 @@ class Launcher:
                 violation=child.violation,
             )
         )
+
+    def _forget(self, fd: int) -> None:
+        """Closes a child's descriptor. Closing alone would leave it in the epoll set for as long
+        as a newer child, forked but not set up yet, holds a copy: its next event would be taken
+        for one of whoever has that number then."""
+        self._poll.unregister(fd)
+        del self._by_fd[fd]
+        os.close(fd)
 
     def _from_watch(self, watch: Watch) -> None:
         caught = watch.receive()
