@@ -42,7 +42,7 @@ def main() -> None:
             for language, path in built["hello"].items()
         }
         result["calls"] = {
-            language: measure.calls(client, path, 2000, repeats)
+            language: measure.calls(client, path, 1000, repeats)
             for language, path in built["calls"].items()
         }
     show(result)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
 from dataclasses import dataclass, field
@@ -87,6 +88,8 @@ class Backend:
         self._rings: dict[int, RingWriter] = {}
         progress("comparing with the reference", 0.9)
         self_check(self.loaded, self.pool, self.run)
+        gc.collect()
+        gc.freeze()  # a loaded model is for ever: a full collection walked it in the middle of steps
         self.load_seconds = time.perf_counter() - began
 
     @property

@@ -136,6 +136,7 @@ class ControllerProcess:
         self.waiting: list[Step] = []
         self.inbox: list[Any] = []
         self._seats = 0
+        self._peers: list[Peer] = []
         self.model = abi.ModelInfo(
             name="toy",
             description="",
@@ -161,7 +162,8 @@ class ControllerProcess:
         merged = msgspec.structs.replace(LIMITS, **limits)
         self.host.send(control.Admit(self._seats, f"i{self._seats}", merged), [theirs.fileno()])
         theirs.close()
-        return self._seats, Peer(ours)
+        self._peers.append(Peer(ours))
+        return self._seats, self._peers[-1]
 
     def collect(self) -> list[Step]:
         """The unanswered steps, once the controller has done all it can with what was sent."""
@@ -222,3 +224,5 @@ class ControllerProcess:
         self.host.close()
         assert self.process.wait(5) == 0, "the controller ends with its host, quietly"
         self.backend.close()
+        for peer in self._peers:
+            peer.sock.close()

@@ -29,8 +29,10 @@ int main(void)
     double alone = (now() - start) / count;
     start = now();
     for (int i = 0; i < count; i++)
-        if (pie_synchronize(queue, &futures[i]))
+        if (pie_synchronize(queue, &futures[i])) {
+            pie_perror("calls");
             return 1;
+        }
     for (int i = 0; i < count; i++)
         if (pie_wait(futures[i], &value))
             return 1;
