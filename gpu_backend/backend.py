@@ -89,7 +89,7 @@ class Backend:
         progress("comparing with the reference", 0.9)
         self_check(self.loaded, self.pool, self.run)
         gc.collect()
-        gc.freeze()  # a loaded model is for ever: a full collection walked it in the middle of steps
+        gc.freeze()  # a loaded model is for ever; full collections walked it between steps
         self.load_seconds = time.perf_counter() - began
 
     @property
