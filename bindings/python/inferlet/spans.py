@@ -8,6 +8,7 @@ so at once.
 from __future__ import annotations
 
 import operator
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, SupportsIndex, TypeVar
 
 from .abi import Command, DeallocEmb, DeallocKvPage, DeallocToken
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="Span")
 
 
-class Handle:
+class Handle(ABC):
     """One resource of the controller, owned by the queue it was made through."""
 
     __slots__ = ("_number", "queue")
@@ -44,8 +45,9 @@ class Handle:
         if number and not self.queue.destroyed:
             self.queue.release(number, self.dealloc_command(number))
 
+    @abstractmethod
     def dealloc_command(self, number: int) -> Command:
-        raise NotImplementedError
+        """The command that frees handle `number`."""
 
     def __del__(self) -> None:
         self.free()
