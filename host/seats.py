@@ -191,9 +191,11 @@ class Seat:
             system_seconds=message.system_seconds,
             max_rss_bytes=message.max_rss_bytes,
         )
+        self._status = message.status
         if self._reason is None:
             self._reason = _reason_of(message, self.quota)
-        self._status = message.status
+        else:  # ended for cause, even if it saw its connection end and exited before the signal
+            self._status = signal.SIGKILL
         self._dead()
 
     def launcher_lost(self, reason: Reason) -> None:

@@ -224,3 +224,21 @@ def test_more_launches_than_there_are_descriptors(terminal: Terminal, tmp_path: 
         late = client.launch(wait)
         late.send(b"go")
         assert late.result(DEADLINE).code == 0
+
+
+def test_an_exit_before_the_signal_is_no_success(client: Client, tmp_path: Path) -> None:
+    """Its connection ends first: a program that then exits with 0 was ended all the same."""
+    source = """
+        #include <unistd.h>
+        int main(void)
+        {
+            char octet;
+            write(3, "\\0\\2\\x91\\xc1", 4);
+            return read(3, &octet, 1) > 0;
+        }
+    """
+    program = compile_c(tmp_path, "hasty", source)
+    for _ in range(10):
+        result = client.launch(program).result(timeout=DEADLINE)
+        assert result.reason is not None and result.reason.code == "bad_frame"
+        assert result.code == 128 + signal.SIGKILL

@@ -73,6 +73,8 @@ class Context:
         Nothing runs before it is needed. PositionError if the model's context cannot hold it;
         ArgumentError if an id is not in the vocabulary.
         """
+        if isinstance(more, bytes | bytearray):
+            raise ArgumentError("a prompt of bytes", "decode() it: text is str, tokens are ints")
         self._settle()
         if isinstance(more, str):
             tokens = self.model.tokenize(more, special=not self._tokens).result()

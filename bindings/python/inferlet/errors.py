@@ -26,7 +26,7 @@ class InferletError(Exception):
     """An error answer: `message` says what and why, `hint` says what to try."""
 
     code: ClassVar[int] = 0
-    name: ClassVar[str] = "error"
+    name: ClassVar[str] = "inferlet"
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
