@@ -28,8 +28,6 @@ from .packing import StepBuilder
 from .run import Run, answer_in_order
 from .tables import Queue
 
-POLICIES: Final = ("work-conserving", "eager")
-
 
 class Batcher:
     """Holds the ready queues, the open step, and the steps in flight."""

@@ -258,9 +258,7 @@ class Startup(Struct, kw_only=True):
 # --- framing: ZMTP 3.0 traffic (RFC 23): flags octet, size, body -------------------------------
 
 _LONG = struct.Struct(">BQ")
-FLAG_MORE: Final = 1
 FLAG_LONG: Final = 2
-FLAG_COMMAND: Final = 4
 
 
 def frame_header(size: int) -> bytes:
