@@ -32,9 +32,11 @@ def served_decode(
     runs = [client.launch(program, arguments) for _ in range(batch)]
     for run in runs:
         messages(run, 1)
+    before = client.stats().controller
     for run in runs:
         run.send(b"go")
     results = [run.result(timeout=600) for run in runs]
+    after = client.stats().controller
     clocks = [[float(x) for x in result.text.split()] for result in results]
     stats = [result.stats for result in results]
     tokens = sum(s.tokens_out for s in stats)
@@ -43,6 +45,9 @@ def served_decode(
         "tokens_per_second": batch
         * new_tokens
         / (max(last for *_, last in clocks) - min(start for start, *_ in clocks)),
+        # a check: no token can take less than its step keeps the backend busy (prefill included)
+        "backend_seconds_per_step": (after.backend_seconds - before.backend_seconds)
+        / (after.steps - before.steps),
         "mean_batch": sum(s.batch_sum for s in stats) / max(1, sum(s.steps for s in stats)),
         "messages_per_token": sum(s.frames_in + s.frames_out for s in stats) / tokens,
     }

@@ -1639,7 +1639,8 @@ static int queue_chain(pie_context *c, uint32_t queued, uint32_t steps, uint32_t
         if (queued && ((code = pie_embed_txt(c->queue, c->hidden, 0, &last, 1, c->length, NULL)) ||
                        (code = append(c, c->hidden, 1, true))))
             break;
-        s.lazy = sampling->lazy && queued + 1 < count; /* the last one brings all with it */
+        /* The first is waited for, and the last one brings all with it. */
+        s.lazy = sampling->lazy && queued && queued + 1 < count;
         code = pie_sample(c->queue, c->hidden, 0, c->token, &s,
                           &c->waiting[queued % (2 * CHAIN_STEPS)]);
     }
