@@ -29,6 +29,7 @@ bench: setup inferlets
 inferlets:
 	@$(MAKE) --no-print-directory -C bindings/c
 	@$(MAKE) --no-print-directory -C inferlets/c
+	@$(MAKE) --no-print-directory -C inferlets/three_languages
 
 setup: $(VENV)/installed
 
@@ -44,4 +45,4 @@ $(VENV)/installed: constraints.txt pyproject.toml bindings/python/pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) bindings/c/build inferlets/c/*/build
+	rm -rf $(VENV) bindings/c/build inferlets/c/*/build inferlets/three_languages/build

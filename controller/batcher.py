@@ -9,12 +9,11 @@ the next full batch.
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-from inferlet.abi import Command, Synchronize
+from inferlet.abi import Command, ExportKvPage, Synchronize
 from inferlet.errors import BackendError, CancelledError
 
 from piehost.wire.control import ControllerStats
@@ -56,12 +55,27 @@ class Batcher:
         if not queue.commands:
             self._ready.pop(queue, None)
 
+    def begin_turn(self) -> None:
+        """Another turn of the loop: goes on with what was held up in the last one."""
+        machine = self.machine
+        machine.touched.clear()
+        held_up, machine.held_up = machine.held_up, {}
+        for queue in held_up:
+            if queue.commands:
+                self.arrived(queue)
+
+    @property
+    def has_turn_waiting(self) -> bool:
+        """Something is to be done in the next turn, whatever comes."""
+        return bool(self.machine.held_up)
+
     def cancel(self, queue: Queue, why: str) -> None:
         """Drops what has not been handed to the backend; freeing is still done."""
         error = CancelledError(why, "synchronize and go on")
         commands, queue.commands = queue.commands, deque()
         queue.current = None
         queue.seat.queued -= len(commands)
+        queue.seat.weights.remove(commands)
         self._ready.pop(queue, None)
         for command in commands:
             if type(command) in _FREEING:
@@ -76,6 +90,7 @@ class Batcher:
         for queue in queues:
             self._ready.pop(queue, None)
             queue.seat.queued -= len(queue.commands)
+            queue.seat.weights.remove(queue.commands)
             queue.commands.clear()
             queue.current = None
 
@@ -138,18 +153,16 @@ class Batcher:
             fail(flight, error, self._flights)
             self._report(flight)
             return
-        tokens = array("i")
-        tokens.frombytes(answer.tokens)
-        self.stats.tokens_out += len(tokens)
-        outcome = Outcome(tokens, answer.dists, now)
-        finish(flight, outcome)
+        outcome = Outcome(answer, now)
+        self.stats.tokens_out += len(outcome.tokens)
+        finish(flight, outcome, self._flights)
         self._builder.clear_slots(outcome.clear_slots)
         self._report(flight)
 
     def _report(self, flight: Flight) -> None:
-        """Carries out the `synchronize`s that waited for the flight alone."""
+        """Carries out the commands that waited for the flight alone."""
         for queue in flight.queues:
-            if queue.commands and queue.flight is None and type(queue.commands[0]) is Synchronize:
+            if queue.commands and queue.flight is None and type(queue.commands[0]) in _SETTLED:
                 self.arrived(queue)
 
     def lose_backend(self) -> None:
@@ -180,4 +193,5 @@ def _urgency(queue: Queue) -> tuple[int, int]:
 
 _MOST_REASON: Final = 1000  # characters of a backend's error that are passed on
 _LOST: Final = {**dict.fromkeys(CALLS, _refuse), **CONTROLS}  # without a backend
+_SETTLED: Final = (ExportKvPage, Synchronize)  # these wait until nothing is in flight
 _FREEING: Final = frozenset(c for c in CONTROLS if c.__name__.startswith("Dealloc"))

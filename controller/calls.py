@@ -1,32 +1,24 @@
-"""Queued commands that become part of a step: forward, sample, get_next_dist, copy, mask."""
+"""Queued commands that become part of a step: forward, copy, mask here; the table of all."""
 
 from __future__ import annotations
 
-import random
 from array import array
 from typing import Final
 
 from inferlet import abi
-from inferlet.errors import (
-    ArgumentError,
-    OutOfMemoryError,
-    QuotaError,
-    SpanError,
-    UnwrittenError,
-)
+from inferlet.errors import SpanError
 
 from .controls import CONTROLS
-from .flight import Dist, Kept, Sampled, Written
-from .forward import Pass, check_again, embeds, inputs, kv_block, prepare, stopped, writable
+from .forward import Pass, check_again, inputs, kv_block, prepare, writable
+from .items import Kept, Written
 from .run import Handler, Run
+from .sampling import get_next_dist, sample
 from .tables import Entry, Hidden, Late, any_dead, undecided
+from .vectors import read_emb, write_emb
 
-_COPIES: Final = 0  # stages of a step
+_COPIES: Final = 0  # stages of a step, those in which KV is touched
 _FORWARDS: Final = 1
 _SMALL: Final = 16  # inputs that count as decode: not held to the prefill budget
-# What one inferlet may put into a step, so that nobody makes it long for all: inputs, samples and
-# distributions, small calls only. A first one is always taken.
-_MOST_SHARE: Final = 1024
 _MOST_LISTED: Final = 1 << 19  # slots that a step lists, 2 MiB of message; a first call's always
 _MOST_DOUBTFUL: Final = 4  # tokens that may yet be stopped, among one call's inputs
 
@@ -59,13 +51,11 @@ def forward(run: Run, c: abi.Forward) -> bool:
 
 
 def _decided(run: Run, entries: list[Entry]) -> bool:
-    """False if it is too early to say what the inputs of a forward are."""
+    """False if this very step makes one of the inputs."""
+    number = run.builder.number
     for entry in entries:
-        if type(entry) is Late:
-            if entry.step == run.builder.number:  # sampled by this very step
-                run.queue.pipelined = True
-                return False
-        elif type(entry) is Hidden and undecided(entry.lates):  # wrong, or stopped
+        if (type(entry) is Late or type(entry) is Hidden) and entry.step == number:
+            run.queue.pipelined = True
             return False
     return True
 
@@ -82,13 +72,13 @@ def _admit(run: Run, call: Pass) -> int:
         block, first = call.write
         if not (run.may_write(block, _FORWARDS) and run.settled(block, doubtful)):
             return 0
-        if doubtful and first + call.done < block.filled:
+        if (doubtful or run.queue.risky) and first + call.done < block.filled:
             return 0  # it would overwrite, which cannot be undone
     elif run.builder.scratch_used + len(call.tokens) > run.machine.scratch_slots:
         return 0
     left = len(call.tokens) - call.done
     if left <= _SMALL:
-        count = left if _has_share(run, left) else 0
+        count = left if run.has_share(left) else 0
     elif call.splittable:
         count = min(left, max(run.budget, 0))
     else:
@@ -97,36 +87,15 @@ def _admit(run: Run, call: Pass) -> int:
         count = 0
     if count == 0:
         run.queue.pipelined = True  # it waits for room in a step, not for an answer
-    elif call.outputs and not _rows_for(run, min(count, call.outputs[2])):
+    elif call.outputs and not run.has_rows(min(count, call.outputs[2])):
         return 0
     return count
-
-
-def _has_share(run: Run, work: int) -> bool:
-    """False if the inferlet has had its share of the step."""
-    share = run.builder.shares.get(run.seat, 0)
-    return not share or share + work <= _MOST_SHARE
 
 
 def _has_slots(run: Run, call: Pass, count: int) -> bool:
     """False if the step would list too many slots, this call's not being the first."""
     listed = run.builder.listed_slots
     return not listed or listed + call.read_slots + call.done + count <= _MOST_LISTED
-
-
-def _rows_for(run: Run, wanted: int) -> bool:
-    """False if rows freed in this very step will do for the next one. OutOfMemoryError."""
-    rows = run.machine.rows
-    if rows.available < wanted and not run.builder.has_work:
-        rows.settle()
-    if rows.available >= wanted:
-        return True
-    if rows.free >= wanted:
-        return False
-    raise OutOfMemoryError(
-        f"{wanted} hidden-state rows; {rows.free} are free",
-        "free output embeds when done with them, or ask for fewer outputs",
-    )
 
 
 def _pack(run: Run, call: Pass, count: int) -> None:
@@ -147,10 +116,11 @@ def _pack(run: Run, call: Pass, count: int) -> None:
         block, at = call.write
         first = at + done
         run.written[block] = _FORWARDS
+        fresh = first >= block.filled
         block.note_write(first, count, positions[0] if call.consecutive else None)
         if doubtful:
             block.conditional = doubtful
-        run.flight.add(run.queue, Written(run.queue, block, first, count, doubtful))
+        run.flight.add(run.queue, Written(run.queue, block, first, count, doubtful, fresh))
     else:
         run.flight.touch(run.queue)
     _keep_outputs(run, call, count, doubtful)
@@ -192,83 +162,11 @@ def _keep_outputs(run: Run, call: Pass, count: int, doubtful: tuple[Late, ...]) 
     for i in range(start, call.done + count):
         row = run.machine.rows.take()
         run.builder.keep(call.pages is None, call.done + count - 1 - i, row)
-        kept.append(Hidden(row, call.positions[i], doubtful))
+        kept.append(Hidden(row, run.builder.number, doubtful))
     if kept:
-        run.machine.set_entries(emb, at + start - skip, kept)
+        positions = call.positions[start : call.done + count]
+        run.machine.set_entries(emb, at + start - skip, kept, positions)
         run.flight.add(run.queue, Kept(run.queue, run.machine, emb, at + start - skip, kept))
-
-
-def sample(run: Run, c: abi.Sample) -> bool:
-    seat, queue = run.seat, run.queue
-    entry = _entry(run, c.emb)
-    if type(entry) is Late and entry.undecided:
-        return False  # wrong, or stopped
-    hidden = _hidden(entry)
-    if c.token not in seat.tokens and len(seat.tokens) >= seat.limits.tokens:
-        raise QuotaError(
-            f"{len(seat.tokens)} tokens held; the cap is {seat.limits.tokens}",
-            "dealloc_token those done with, or sample under a handle again",
-        )
-    if hidden is None:
-        seat.tokens[c.token] = Late.dropped(queue)
-        run.answer(c.req, None)
-        return True
-    if run.builder.full or not _has_share(run, 1):
-        queue.pipelined = True
-        return False
-    uniform = 0.0
-    if c.temperature > 0.0:
-        uniform = random.random() if c.seed is None else _draw(c.seed, hidden.position)
-    index = run.builder.sample(hidden.row, c.temperature, c.top_k, c.top_p, c.min_p, uniform)
-    late = Late(queue, run.builder.number, index, undecided(hidden.lates), bool(c.stop))
-    seat.tokens[c.token] = late
-    run.flight.add(queue, Sampled(queue, late, c.req, c.stop, c.lazy))
-    run.take_share(1)
-    return True
-
-
-def get_next_dist(run: Run, c: abi.GetNextDist) -> bool:
-    seat = run.seat
-    k = min(c.k, run.machine.model.vocab_size)
-    if k == 0 or k > seat.limits.top_k:
-        raise ArgumentError(
-            f"K is {c.k}; it must be from 1 to {seat.limits.top_k}",
-            "ask for fewer, or launch with a larger --quota top_k",
-        )
-    if c.offset % 4 or c.offset + 8 * k > seat.limits.ring_bytes:
-        raise ArgumentError(
-            f"{8 * k} octets at offset {c.offset} of a ring of {seat.limits.ring_bytes}",
-            "use an offset that is a multiple of 4 and leaves room for 8 octets an entry",
-        )
-    entry = _entry(run, c.emb)
-    if type(entry) is Late and entry.undecided:
-        return False  # wrong, or stopped
-    hidden = _hidden(entry)
-    if hidden is None:
-        run.answer(c.req, None)
-        return True
-    if run.builder.full or not _has_share(run, 1):
-        run.queue.pipelined = True
-        return False
-    index = run.builder.dist(hidden.row, k, seat.number, c.offset)
-    run.flight.add(run.queue, Dist(run.queue, index, undecided(hidden.lates), c.req))
-    run.take_share(1)
-    return True
-
-
-def _entry(run: Run, index: abi.Index) -> Entry:
-    handle, i = index
-    return embeds(run.seat, (handle, i, 1), "emb").entries[i]
-
-
-def _hidden(entry: Entry) -> Hidden | None:
-    """The hidden state of an embed; None if making it was dropped."""
-    if stopped(entry):
-        return None
-    if not isinstance(entry, Hidden):
-        held = "nothing" if entry is None else "text, where a hidden state is needed"
-        raise UnwrittenError(f"the embed holds {held}", "give it to forward as an output first")
-    return entry
 
 
 def copy_kvpage(run: Run, c: abi.CopyKvPage) -> bool:
@@ -280,6 +178,8 @@ def copy_kvpage(run: Run, c: abi.CopyKvPage) -> bool:
     if source is target and first < at + length and at < first + length:
         raise SpanError("source and target overlap", "copy to other slots")
     if length:
+        if not run.has_turn(length // run.machine.model.page_size):
+            return False
         writable(target, at, length, run.machine.pages)
         if not (run.settled(source) and run.settled(target)):
             return False
@@ -299,6 +199,8 @@ def mask_kvpage(run: Run, c: abi.MaskKvPage) -> bool:
     block = kv_block(run.seat, c.span, "span")
     _, first, length = c.span
     if length:
+        if not run.has_turn(length // run.machine.model.page_size):
+            return False
         writable(block, first, length, run.machine.pages)
     if length and not (c.visible and block.regular):
         if not (run.settled(block) and run.may_write(block, _COPIES)):
@@ -311,15 +213,6 @@ def mask_kvpage(run: Run, c: abi.MaskKvPage) -> bool:
     return True
 
 
-def _draw(seed: int, position: int) -> float:
-    """A number in [0, 1) from the seed and the position alone (SplitMix64, Steele et al. 2014)."""
-    mask = 0xFFFFFFFFFFFFFFFF
-    z = (seed + (position + 1) * 0x9E3779B97F4A7C15) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    return ((z ^ (z >> 31)) >> 11) / (1 << 53)
-
-
 CALLS: dict[type[abi.Command], Handler] = {
     **CONTROLS,
     abi.Forward: forward,
@@ -327,4 +220,6 @@ CALLS: dict[type[abi.Command], Handler] = {
     abi.GetNextDist: get_next_dist,
     abi.CopyKvPage: copy_kvpage,
     abi.MaskKvPage: mask_kvpage,
+    abi.ReadEmb: read_emb,
+    abi.WriteEmb: write_emb,
 }

@@ -2,46 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from inferlet import abi
 from inferlet.errors import (
     ArgumentError,
     HandleError,
     OutOfMemoryError,
-    PositionError,
     QuotaError,
     SpanError,
-    UnwrittenError,
 )
 
-from .forward import check_positions, embeds, kv_block
+from .exports import export_kvpage, import_kvpage
+from .forward import embeds, kv_block, positions_of
+from .histories import alloc_history, dealloc_history, extend_history, late_bound
 from .run import Handler, Run, synchronize
-from .seat import Seat
-from .tables import EmbBlock, Entry, KvBlock, Late
+from .seat import unused
+from .tables import EmbBlock, Entry, KvBlock
 
 
 def alloc_kvpage(run: Run, c: abi.AllocKvPage) -> bool:
     seat, machine, pool = run.seat, run.machine, run.machine.pages
-    _unused(seat.kvs, c.kv, "kv")
+    unused(seat.kvs, c.kv, "kv")
     if c.pages == 0:
         raise ArgumentError("alloc_kvpage of 0 pages", "ask for at least one")
-    _page_quota(seat, c.pages)
-    if seat.pages_owned + c.pages > pool.total:
-        raise OutOfMemoryError(
-            f"{c.pages} KV pages beside the {seat.pages_owned} held; this server has "
-            f"{pool.total} in all",
-            "ask for fewer, or serve with more --kv-pages",
-        )
-    if pool.free < c.pages and not machine.make_room(c.pages, seat):
-        return False
+    seat.check_pages(c.pages)
+    if pool.free < c.pages:
+        held = seat.distinct_pages()
+        if held + c.pages > pool.total:
+            raise OutOfMemoryError(
+                f"{c.pages} KV pages beside the {held} held; this server has {pool.total} in all",
+                "ask for fewer, or serve with more --kv-pages",
+            )
+        if not machine.make_room(c.pages, seat):
+            return False
     if pool.available < c.pages and not run.builder.has_work:
         pool.settle()  # no call of the open step can still look at them
     if pool.available < c.pages:
         return False  # freed in this very step: the next one has them
+    if not run.has_turn(c.pages):
+        return False
     pages = pool.take(c.pages)
     seat.pages_held += c.pages
-    seat.pages_owned += c.pages
     seat.kvs[c.kv] = KvBlock(run.queue, pages, machine.model.page_size)
     run.builder.clear_pages(pages)
     run.answer(c.req, None)
@@ -58,8 +58,10 @@ def dealloc_kvpage(run: Run, c: abi.DeallocKvPage) -> bool:
             f"pages {c.first_page} to {end} of a handle of {len(block.pages)}",
             "free only what it holds",
         )
-    if block in run.read and any(p >= 0 and run.machine.pages.shared(p) for p in block.pages):
-        run.lingering = max(run.lingering, run.read[block])
+    if not run.has_turn(end - c.first_page):
+        return False
+    if block in run.read:
+        run.linger(block, c.first_page, end)
     if c.first_page == 0 and c.pages is None:
         run.machine.free_kv(run.seat, run.seat.kvs.pop(c.kv))
     else:
@@ -70,12 +72,12 @@ def dealloc_kvpage(run: Run, c: abi.DeallocKvPage) -> bool:
 
 def share_kvpage(run: Run, c: abi.ShareKvPage) -> bool:
     seat, pool, size = run.seat, run.machine.pages, run.machine.model.page_size
-    _unused(seat.kvs, c.kv, "kv")
+    unused(seat.kvs, c.kv, "kv")
     if c.pages == 0:
         raise ArgumentError("share_kvpage of 0 pages", "share at least one")
     source = kv_block(seat, (c.source, c.first_page * size, c.pages * size), "source")
-    _page_quota(seat, c.pages)
-    if not run.settled(source):
+    seat.check_pages(c.pages)
+    if not (run.settled(source) and run.has_turn(c.pages)):
         return False
     pages = source.pages[c.first_page : c.first_page + c.pages]
     for page in pages:
@@ -95,7 +97,7 @@ def share_kvpage(run: Run, c: abi.ShareKvPage) -> bool:
 
 def alloc_emb(run: Run, c: abi.AllocEmb) -> bool:
     seat = run.seat
-    _unused(seat.embs, c.emb, "emb")
+    unused(seat.embs, c.emb, "emb")
     if c.count == 0:
         raise ArgumentError("alloc_emb of 0 embeds", "ask for at least one")
     if seat.embeds_held + c.count > seat.limits.embeds:
@@ -133,51 +135,16 @@ def embed_txt(run: Run, c: abi.EmbedTxt) -> bool:
     if count == 0:
         raise ArgumentError("embed_txt of no tokens", "give at least one")
     emb = embeds(seat, (handle, first, count), "target")
-    if isinstance(c.positions, int):
-        positions = list(range(c.positions, c.positions + count))
-    else:
-        positions = c.positions
-        if len(positions) != count:
-            raise PositionError(
-                f"{len(positions)} positions for {count} tokens", "give one for each token"
-            )
-    check_positions(max(positions), model.max_context)
+    positions = positions_of(c.positions, count, model.max_context)
     if max(tokens) >= model.vocab_size:
         raise ArgumentError(
             f"token id {max(tokens)}; the vocabulary has {model.vocab_size}",
             "take ids from tokenize or get_vocabs",
         )
-    entries: list[Entry] = [t if t >= 0 else _token(seat, ~t) for t in tokens]
-    run.machine.set_entries(emb, first, entries)
-    emb.positions[first : first + count] = positions
+    entries: list[Entry] = [t if t >= 0 else late_bound(seat, ~t) for t in tokens]
+    run.machine.set_entries(emb, first, entries, positions)
     run.answer(c.req, None)
     return True
-
-
-def _token(seat: Seat, handle: int) -> Entry:
-    late = seat.tokens.get(handle)
-    if late is None or late.lost:
-        raise UnwrittenError(f"no token was sampled under handle {handle}", "sample it first")
-    return late if late.dead or late.value is None else late.value
-
-
-def _unused(table: Mapping[int, KvBlock | EmbBlock | Late], handle: int, kind: str) -> None:
-    if handle in table:
-        raise HandleError(f"{kind} handle {handle} is in use", "free it first, or choose another")
-
-
-def _page_quota(seat: Seat, pages: int) -> None:
-    if len(seat.kvs) >= seat.limits.kv_pages:  # those with no page left take memory too
-        raise QuotaError(
-            f"{len(seat.kvs)} kv handles are open; the cap is {seat.limits.kv_pages}",
-            "free handles done with as a whole",
-        )
-    if seat.pages_held + pages > seat.limits.kv_pages:
-        raise QuotaError(
-            f"{pages} KV pages more than the {seat.pages_held} held; the cap is "
-            f"{seat.limits.kv_pages}",
-            "free pages first, or launch with a larger --quota kv_pages",
-        )
 
 
 CONTROLS: dict[type[abi.Command], Handler] = {
@@ -187,6 +154,11 @@ CONTROLS: dict[type[abi.Command], Handler] = {
     abi.AllocEmb: alloc_emb,
     abi.DeallocEmb: dealloc_emb,
     abi.DeallocToken: dealloc_token,
+    abi.AllocHistory: alloc_history,
+    abi.ExtendHistory: extend_history,
+    abi.DeallocHistory: dealloc_history,
     abi.EmbedTxt: embed_txt,
+    abi.ExportKvPage: export_kvpage,
+    abi.ImportKvPage: import_kvpage,
     abi.Synchronize: synchronize,
 }

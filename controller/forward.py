@@ -18,10 +18,12 @@ from inferlet.errors import (
     QuotaError,
     SharedPageError,
     SpanError,
+    TraitError,
     UnwrittenError,
 )
 
-from .tables import STOPPED, EmbBlock, Entry, Hidden, KvBlock, Late, any_dead
+from .packing import Input
+from .tables import STOPPED, EmbBlock, Entry, Hidden, KvBlock, Late, any_dead, undecided
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -49,12 +51,14 @@ class Pass:
         "reads",
         "request",
         "tokens",
+        "vectors",
         "write",
     )
 
     def __init__(self, request: int | None) -> None:
         self.request = request
-        self.tokens: list[int | Late] = []
+        self.tokens: list[Input] = []
+        self.vectors = False  # some of them are
         self.positions: list[int] = []
         self.consecutive = True  # positions go up one by one
         self.ascending = True  # they go up
@@ -63,7 +67,7 @@ class Pass:
         self.write: tuple[KvBlock, int] | None = None
         self.outputs: tuple[EmbBlock, int, int] | None = None
         self.mask: bytes | None = None
-        self.lates: tuple[Late, ...] = ()  # inputs whose value is not known yet
+        self.lates: tuple[Late, ...] = ()  # tokens not known yet that the inputs are or come from
         self.pages: array[int] | None = None  # the attended page run, None if listed
         self.done = 0
 
@@ -93,16 +97,22 @@ def prepare(machine: Machine, seat: Seat, command: Forward, entries: list[Entry]
     count = len(entries)
     call.outputs = _outputs(seat, command, emb)
     dropped = False
+    lates: dict[Late, None] = {}
     for entry in entries:
         if type(entry) is int:
             continue
-        if stopped(entry):
-            dropped = True
-        elif entry is None or type(entry) is Hidden:
-            held = "nothing" if entry is None else "a hidden state, where text is needed"
-            raise UnwrittenError(f"an input embed holds {held}", "embed_txt it first")
+        if unwritten(entry):
+            raise UnwrittenError("an input embed holds nothing", "embed_txt or write_emb it first")
+        if type(entry) is Hidden:
+            call.vectors = True
+            lates.update(dict.fromkeys(undecided(entry.lates)))
+        elif type(entry) is Late and entry.value is None:
+            lates[entry] = None
+        dropped = dropped or stopped(entry)
+    if call.vectors:
+        check_trait(machine, "InputEmbed")
     call.tokens = entries  # type: ignore[assignment]
-    call.lates = tuple(e for e in entries if type(e) is Late and e.value is None)
+    call.lates = tuple(lates)
     call.positions = _positions(command, emb, machine.model.max_context)
     if count > 1:
         p = call.positions[0]
@@ -127,24 +137,33 @@ def prepare(machine: Machine, seat: Seat, command: Forward, entries: list[Entry]
     if dropped:
         if call.outputs:
             target, at, length = call.outputs
-            machine.set_entries(target, at, [STOPPED] * length)
+            machine.set_entries(target, at, [STOPPED] * length, call.positions[count - length :])
         return None
     call.pages = _page_run(call)
     return call
 
 
 def check_again(call: Pass, seat: Seat, command: Forward, pool: PagePool) -> None:
-    """A forward under way: another queue may have freed or shared what it uses since.
+    """A forward under way: another queue may have freed, filled or shared what it uses since.
 
     HandleError, SpanError, SharedPageError.
     """
     gone = not all(block.alive for block, _, _ in call.reads)
     if call.outputs and command.outputs:
         gone = gone or seat.embs.get(command.outputs[0]) is not call.outputs[0]
+    if call.vectors and not gone:
+        handle, start, count = command.inputs
+        emb = seat.embs.get(handle)
+        there = emb.entries[start + call.done : start + count] if emb else []
+        waiting = call.tokens[call.done :]
+        gone = len(there) != len(waiting) or any(
+            type(token) is Hidden and entry is not token
+            for token, entry in zip(waiting, there, strict=True)
+        )
     if gone or (call.write and not call.write[0].alive):
         raise HandleError(
-            "a handle that the forward uses was freed while it ran",
-            "synchronize its queue before freeing through another",
+            "what the forward uses was freed, or its inputs filled anew, while it ran",
+            "synchronize its queue before freeing or filling through another",
         )
     for block, first, length in call.reads:
         block.check(first, length, "reads")
@@ -152,6 +171,20 @@ def check_again(call: Pass, seat: Seat, command: Forward, pool: PagePool) -> Non
         block, first = call.write
         block.check(first, len(call.tokens), "write")
         writable(block, first, len(call.tokens), pool)
+
+
+def check_trait(machine: Machine, trait: str) -> None:
+    """TraitError unless the model realises it."""
+    if trait not in machine.model.traits:
+        raise TraitError(
+            f"{machine.model.name} does not realise {trait}",
+            "look at available_traits, or serve another model",
+        )
+
+
+def unwritten(entry: Entry) -> bool:
+    """True if nothing filled the embed, or what did came to nothing."""
+    return entry is None or (type(entry) is Late and entry.lost)
 
 
 def stopped(entry: Entry) -> bool:
@@ -224,13 +257,27 @@ def _outputs(seat: Seat, command: Forward, inputs: EmbBlock) -> tuple[EmbBlock, 
 def _positions(command: Forward, emb: EmbBlock, max_context: int) -> list[int]:
     _, first, count = command.inputs
     if command.positions is None:
-        return emb.positions[first : first + count]  # checked by embed_txt
+        return emb.positions[first : first + count]  # checked when they were filled
     if len(command.positions) != count:
         raise PositionError(
             f"{len(command.positions)} positions for {count} inputs", "give one for each input"
         )
     check_positions(max(command.positions), max_context)
     return command.positions
+
+
+def positions_of(given: int | list[int], count: int, max_context: int) -> list[int]:
+    """Of `count` embeds to be filled: the first of consecutive ones, or each. PositionError."""
+    if isinstance(given, int):
+        positions = list(range(given, given + count))
+    else:
+        positions = given
+        if len(positions) != count:
+            raise PositionError(
+                f"{len(positions)} positions for {count} embeds", "give one for each"
+            )
+    check_positions(max(positions), max_context)
+    return positions
 
 
 def check_positions(highest: int, max_context: int) -> None:

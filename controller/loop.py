@@ -6,13 +6,15 @@ brings finished steps, every other descriptor is an inferlet.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from inferlet.errors import FrameError, InferletError, OutOfMemoryError, QuotaError
+from inferlet.abi import AnyCommand
+from inferlet.errors import InferletError, OutOfMemoryError, QuotaError
 from tokenizers import Tokenizer
 
 from piehost.wire import control
@@ -21,9 +23,11 @@ from piehost.wire.link import Link, LinkClosed
 from piehost.wire.step import Step, StepDone
 
 from .batcher import Batcher
+from .chat import Text
+from .exports import Exports
 from .machine import Machine
 from .pools import PagePool, RowPool
-from .requests import Requests, no_more_input
+from .requests import TURN_SECONDS, Requests
 from .seat import MAX_BACKLOG_BYTES, Seat
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 # what inferlets have received is reported to the host in portions of this size
 TAKEN_MESSAGES: Final = 64
 TAKEN_BYTES: Final = 1 << 16
+_MOST_WAIT: Final = 3600.0  # seconds; epoll takes no more than 24 days, which leases may exceed
 
 
 class Controller:
@@ -46,16 +51,21 @@ class Controller:
     ) -> None:
         self._host = host
         self._backend = backend
+        pages = PagePool(configure.pages)
+        self._exports = Exports(pages)
         machine = Machine(
             configure.model,
-            PagePool(configure.pages),
+            pages,
             RowPool(configure.rows),
             configure.scratch_slots,
             self._make_room,
+            self._exports,
         )
         self._batcher = Batcher(machine, configure.policy, configure.chunk_tokens)
-        self._requests = Requests(self._batcher, tokenizer, self._deliver)
+        text = Text(tokenizer, configure.model, configure.special_tokens)
+        self._requests = Requests(self._batcher, text, self._to_host, self._end)
         self._seats: dict[int, Seat] = {}
+        self._busy: dict[Seat, None] = {}  # those with more to do than one turn's share
         self._outgoing: set[Seat] = set()
         self._epoll = select.epoll()
         self._backend_full = False
@@ -66,9 +76,13 @@ class Controller:
     def run(self) -> None:
         """Until the host goes: LinkClosed."""
         while True:
-            for fd, events in self._epoll.poll(self._timeout()):
+            arrived = self._epoll.poll(self._timeout())
+            self._batcher.begin_turn()
+            for fd, events in arrived:
                 if (reader := self._readers.get(fd)) is not None:
                     reader(events)
+            self._go_on()
+            self._exports.expire()
             while (step := self._batcher.next_step()) is not None:
                 self._to_backend(step)
             self._flush()
@@ -79,25 +93,52 @@ class Controller:
         if events & select.EPOLLOUT:
             seat.drain()
             if not seat.has_backlog:
-                self._epoll.modify(seat.sock.fileno(), select.EPOLLIN)
-        if events & ~select.EPOLLOUT:
+                self._watch_seat(seat)
+        if events & ~select.EPOLLOUT and not seat.frames:
             self._read(seat)
 
     def _read(self, seat: Seat) -> bool:
         """Carries out what has arrived. False if nothing had."""
         try:
             frames = seat.read()
-            for frame in frames or ():
-                self._requests.take(seat, frame)
-                if seat.closed:
-                    break
         except EOFError:
             self._close(seat)
-        except FrameError as error:
-            self._end(seat, error)
-        else:
-            return frames is not None
-        return False
+            return False
+        if frames is not None:
+            seat.stats.commands += sum(map(len, frames))
+            self._carry_out(seat, frames)
+        return frames is not None
+
+    def _carry_out(self, seat: Seat, frames: list[list[AnyCommand]]) -> None:
+        """One turn's share of the frames. Nothing more is read while some are left, so that
+        whoever asks for too much is held up by its own socket."""
+        seat.frames = self._requests.take(seat, frames)
+        if not seat.closed and bool(seat.frames) != (seat in self._busy):
+            if seat.frames:
+                self._busy[seat] = None
+            else:
+                del self._busy[seat]
+            self._watch_seat(seat)
+        if seat.broken is not None and not seat.frames and not seat.closed:
+            self._end(seat, seat.broken)
+        if seat.leaving and not seat.frames:
+            self._release(seat.number)
+
+    def _go_on(self) -> None:
+        """A turn for those with frames left: the longest waiting first, and all together no more
+        than one's share, so that many of them hold up others no longer than one does."""
+        over = time.perf_counter() + TURN_SECONDS
+        for seat in list(self._busy):
+            if seat in self._busy:
+                self._busy[seat] = self._busy.pop(seat)  # to the back
+                self._carry_out(seat, seat.frames)
+            if time.perf_counter() > over:
+                return
+
+    def _watch_seat(self, seat: Seat) -> None:
+        reading = 0 if seat.frames else select.EPOLLIN
+        writing = select.EPOLLOUT if seat.has_backlog else 0
+        self._epoll.modify(seat.sock.fileno(), reading | writing)
 
     def _flush(self) -> None:
         if not self._outgoing:
@@ -117,21 +158,20 @@ class Controller:
                     ),
                 )
             elif seat.has_backlog and not seat.closed:
-                self._epoll.modify(seat.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+                self._watch_seat(seat)
 
     def _timeout(self) -> float:
-        """Seconds until a held-back answer is due; -1 is for ever."""
-        if not self._outgoing:
-            return -1
-        return max(0.0, min(seat.due() for seat in self._outgoing) - time.monotonic())
-
-    def _deliver(self, seat: Seat, data: bytes) -> None:
-        self._to_host(control.Sent(seat.number, data))
+        """Seconds until a held-back answer or the end of a lease is due; -1 is for ever."""
+        if self._busy or self._batcher.has_turn_waiting:
+            return 0
+        due = min((seat.due() for seat in self._outgoing), default=math.inf)
+        due = min(due, self._exports.next_expiry)
+        return -1 if due == math.inf else min(max(0.0, due - time.monotonic()), _MOST_WAIT)
 
     def _end(self, seat: Seat, error: InferletError) -> None:
         """Ends an inferlet for cause; the host kills its process and says why."""
-        self._close(seat)
         self._to_host(control.End(seat.number, error.name, error.message, error.hint))
+        self._close(seat)  # after: a program that exits at its connection's end did not end itself
 
     def _close(self, seat: Seat) -> None:
         """Frees all that the inferlet held. Its counters stay until the host releases it."""
@@ -139,20 +179,28 @@ class Controller:
             return
         seat.closed = True
         self._outgoing.discard(seat)
+        self._busy.pop(seat, None)
         self._unwatch(seat.sock.fileno())
         seat.sock.close()
+        self._free(seat)
+        self._requests.forget(seat)
+
+    def _free(self, seat: Seat) -> None:
         self._batcher.forget(seat.queues.values())
         self._batcher.machine.free_seat(seat)
 
     def _make_room(self, pages: int, asker: Seat) -> bool:
-        """Ends the newest inferlets that hold pages until `pages` are free (Pie, section 5.2).
-
-        False if the asker itself was the newest.
-        """
+        """Ends exports whose exporter has ended, then the newest inferlets that hold or export
+        pages (Pie, section 5.2), until `pages` are free. False if the asker was the newest."""
         pool = self._batcher.machine.pages
         while pool.free < pages:
+            if self._exports.drop_orphan():
+                continue
+            exporters = self._exports.exporters()
             newest = max(
-                (s for s in self._seats.values() if s.pages_held), key=_number, default=asker
+                (s for s in self._seats.values() if s.pages_held or s.number in exporters),
+                key=_number,
+                default=asker,
             )
             victim = asker if newest.number < asker.number else newest
             self._end(
@@ -178,12 +226,14 @@ class Controller:
                     self._release(message.seat)
                 case control.Deliver():
                     if (seat := self._seats.get(message.seat)) is not None and not seat.closed:
-                        self._hand_over(seat, message.data)
+                        seat.inbox.put(message.data, len(message.data))
                 case control.CloseInput():
-                    if (seat := self._seats.get(message.seat)) is not None and not seat.closed:
-                        seat.input_open = False
-                        while seat.receivers:
-                            seat.fail(seat.receivers.popleft(), no_more_input())
+                    if (seat := self._seats.get(message.seat)) is not None:
+                        seat.inbox.close()
+                case control.Reply():
+                    self._requests.reply(message)
+                case control.ChildEnded():
+                    self._requests.child_ended(message)
                 case control.AskStats():
                     self._to_host(self._stats(message.request))
                 case _:
@@ -191,27 +241,28 @@ class Controller:
 
     def _admit(self, message: control.Admit, fd: int) -> None:
         sock = socket.socket(fileno=fd)
-        seat = Seat(message.seat, message.id, sock, message.limits, self._outgoing)
+        seat = Seat(message, sock, self._outgoing)
         self._seats[seat.number] = seat
+        self._requests.admitted(seat, message)
         self._watch(fd, lambda events: self._from_seat(seat, events))
 
     def _release(self, number: int) -> None:
-        """The process is dead: what it wrote last still counts, then all is freed."""
-        seat = self._seats.pop(number, None)
+        """The process is dead: what it wrote last still counts. If that takes several turns
+        (`_carry_out` comes back here), what it held is freed before."""
+        seat = self._seats.get(number)
         stats = SeatStats()
         if seat is not None:
-            while not seat.closed and self._read(seat):
+            seat.leaving = False
+            while not seat.closed and not seat.frames and self._read(seat):
                 pass  # up to its end-of-file
+            if not seat.closed and seat.frames:
+                seat.leaving = True
+                self._free(seat)
+                return
             self._close(seat)
+            del self._seats[number]
             stats = seat.stats
         self._to_host(control.Released(number, stats))
-
-    @staticmethod
-    def _hand_over(seat: Seat, data: bytes) -> None:
-        if seat.receivers:
-            seat.hand_over(seat.receivers.popleft(), data)
-        else:
-            seat.messages.append(data)
 
     def _stats(self, request: int) -> control.Stats:
         total, machine = self._batcher.stats, self._batcher.machine

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from inferlet.abi import ModelInfo
 
 from .pools import PagePool, RowPool
-from .tables import EmbBlock, Entry, Hidden, KvBlock, Queue
+from .tables import EmbBlock, Entry, Hidden, History, KvBlock, Queue
 
 if TYPE_CHECKING:
+    from .exports import Exports
     from .seat import Seat
+
+
+MOST_PAGES_A_TURN: Final = 16384  # a few milliseconds of an inferlet's bookkeeping; a first call's
 
 
 class Machine:
@@ -25,27 +29,40 @@ class Machine:
         rows: RowPool,
         scratch_slots: int,
         make_room: Callable[[int, Seat], bool],
+        exports: Exports,
     ) -> None:
         self.model = model
         self.pages = pages
         self.rows = rows
         self.scratch_slots = scratch_slots
         self.make_room = make_room
+        self.exports = exports
+        self.touched: dict[Seat, int] = {}  # pages whose holders changed, this turn of the loop
+        self.held_up: dict[Queue, None] = {}  # those that go on in the next turn
 
-    def set_entries(self, emb: EmbBlock, first: int, entries: list[Entry]) -> None:
-        """Fills embeds, giving back the rows of hidden states they held."""
+    def set_entries(
+        self, emb: EmbBlock, first: int, entries: list[Entry], positions: list[int]
+    ) -> None:
+        """Fills embeds, giving back the rows of vectors they held."""
         end = first + len(entries)
         for old in emb.entries[first:end]:
             if type(old) is Hidden:
                 self.rows.release(old.row)
         emb.entries[first:end] = entries
+        emb.positions[first:end] = positions
+
+    def unwrite(self, emb: EmbBlock, first: int, entries: list[Entry]) -> None:
+        """Empties the embeds from `first` on that hold `entries`; others were freed or filled."""
+        for i, entry in enumerate(entries, first):
+            if i < len(emb.entries) and emb.entries[i] is entry:
+                self.set_entries(emb, i, [None], [0])
 
     def free_pages(self, seat: Seat, block: KvBlock, first: int, end: int) -> None:
         """Lets go of pages first .. end - 1 of the block; those already freed are passed over."""
         for i in range(first, end):
             page = block.pages[i]
             if page >= 0:
-                seat.pages_owned -= self.pages.release(page)
+                self.pages.release(page)
                 block.pages[i] = -1
                 seat.pages_held -= 1
 
@@ -60,6 +77,10 @@ class Machine:
         seat.embeds_held -= len(emb.entries)
         emb.entries.clear()
 
+    @staticmethod
+    def free_history(seat: Seat, history: History) -> None:
+        seat.history_held -= len(history)
+
     def free_queue(self, seat: Seat, queue: Queue) -> None:
         """Everything made through the queue."""
         for kv in [h for h, b in seat.kvs.items() if b.queue is queue]:
@@ -68,9 +89,12 @@ class Machine:
             self.free_emb(seat, seat.embs.pop(emb))
         for token in [h for h, late in seat.tokens.items() if late.queue is queue]:
             del seat.tokens[token]
+        for history in [h for h, made in seat.histories.items() if made.queue is queue]:
+            self.free_history(seat, seat.histories.pop(history))
 
     def free_seat(self, seat: Seat) -> None:
-        """Everything the inferlet held."""
+        """Everything the inferlet held, and its exports without a lease."""
+        self.exports.exporter_ended(seat)
         for block in seat.kvs.values():
             self.free_kv(seat, block)
         for emb in seat.embs.values():
@@ -78,4 +102,6 @@ class Machine:
         seat.kvs.clear()
         seat.embs.clear()
         seat.tokens.clear()
+        seat.histories.clear()
+        seat.history_held = 0
         seat.queues.clear()

@@ -1,146 +1,190 @@
 """What an inferlet asks of the controller, command by command as they arrive.
 
-Commands of a queue are put on it; the few others are done on the spot.
+Commands of a queue are put on it; the others are done on the spot, by the handlers below and by
+those of the modules that each keep one table: exports, topics, children, services, text.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from typing import Any, Final
 
 from inferlet import abi
 from inferlet.abi import AnyCommand
-from inferlet.errors import (
-    ArgumentError,
-    ClosedError,
-    HandleError,
-    InferletError,
-    QuotaError,
-)
-from tokenizers import Tokenizer
+from inferlet.errors import HandleError, InferletError, QuotaError
+
+from piehost.wire.control import Admit, ChildEnded, ControllerToHost, Reply, Sent
 
 from .batcher import Batcher
-from .seat import MAX_QUEUES, Seat
+from .chat import Text, check_model
+from .children import Children
+from .messaging import Topics
+from .seat import MAX_QUEUES, Seat, unused
+from .services import Services
 from .tables import Queue
+from .weights import MAX_QUEUED_BYTES
+
+# How long an inferlet's commands are carried out on the spot before others have their turn: about
+# as long as a full frame of the plainest takes.
+TURN_SECONDS: Final = 0.005
+
+Handler = Callable[[Seat, Any], None]  # raises the InferletError that is the answer
 
 
 class Requests:
-    """Takes decoded frames. `deliver` hands an inferlet's message to the host."""
+    """Takes decoded frames. `send` takes messages to the host, `end` ends an inferlet for
+    cause."""
 
     def __init__(
-        self, batcher: Batcher, tokenizer: Tokenizer, deliver: Callable[[Seat, bytes], None]
+        self,
+        batcher: Batcher,
+        text: Text,
+        send: Callable[[ControllerToHost], None],
+        end: Callable[[Seat, InferletError], None],
     ) -> None:
         self._batcher = batcher
-        self._tokenizer = tokenizer
-        self._deliver = deliver
+        self._send_to_host = send
+        self._exports = batcher.machine.exports
+        self._topics = Topics()
+        self._services = Services(send, self._left)
+        self._children = Children(self._services, end)
+        self._now: dict[type[abi.Command], Handler] = {
+            abi.Send: self._send,
+            abi.Receive: self._receive,
+            abi.CreateQueue: self._create_queue,
+            abi.DestroyQueue: self._destroy_queue,
+            abi.Cancel: self._cancel,
+            abi.SetQueuePriority: self._set_queue_priority,
+            **self._exports.handlers,
+            **self._topics.handlers,
+            **self._services.handlers,
+            **self._children.handlers,
+            **text.handlers,
+        }
 
-    def take(self, seat: Seat, frame: list[AnyCommand]) -> None:
-        """Carries out or queues every command of one frame."""
-        seat.stats.commands += len(frame)
+    # --- from the inferlet ----------------------------------------------------
+
+    def take(self, seat: Seat, frames: list[list[AnyCommand]]) -> list[list[AnyCommand]]:
+        """Carries out or queues the commands of frames; returns what is left for the next turn."""
+        over = time.perf_counter() + TURN_SECONDS
+        for i, frame in enumerate(frames):
+            done = self._take(seat, frame, over)
+            if seat.closed:
+                return []
+            if done < len(frame):
+                return [frame[done:], *frames[i + 1 :]]
+            if time.perf_counter() > over:
+                return frames[i + 1 :]
+        return []
+
+    def _take(self, seat: Seat, frame: list[AnyCommand], over: float) -> int:
+        """Returns how many commands of the frame it has got through."""
         touched: dict[Queue, None] = {}
-        for command in frame:
-            if isinstance(command, _IMMEDIATE):
-                for queue in touched:
-                    self._batcher.arrived(queue)
-                touched.clear()
-                try:
-                    self._now(seat, command)
-                except InferletError as error:
-                    seat.fail(command.req, error)
-                if seat.closed:
-                    return
+        for i, command in enumerate(frame, 1):
+            handler = self._now.get(type(command))
+            if handler is None:
+                self._put(seat, command, touched)
                 continue
-            target = seat.queues.get(command.queue)
-            if target is None:
-                seat.fail(command.req, _no_queue(command.queue))
-                continue
-            if seat.queued >= seat.limits.commands:
-                refusal = QuotaError(
-                    f"{seat.queued} commands wait; the cap is {seat.limits.commands}",
-                    "wait for answers, or launch with a larger --quota commands",
-                )
-                target.error = target.error or refusal
-                seat.fail(command.req, refusal)
-                continue
+            self._arrived(touched)
+            try:
+                handler(seat, command)
+            except InferletError as error:
+                seat.fail(command.req, error)
+            if seat.closed or time.perf_counter() > over:
+                return i
+        self._arrived(touched)
+        return len(frame)
+
+    def _put(self, seat: Seat, command: Any, touched: dict[Queue, None]) -> None:
+        target = seat.queues.get(command.queue)
+        if target is None:
+            seat.fail(command.req, _no_queue(command.queue))
+        elif seat.queued >= seat.limits.commands or not seat.weights.add(command):
+            refusal = _too_much_queued(seat)
+            target.error = target.error or refusal
+            seat.fail(command.req, refusal)
+        else:
             target.commands.append(command)
             seat.queued += 1
             touched[target] = None
+
+    def _arrived(self, touched: dict[Queue, None]) -> None:
         for queue in touched:
             self._batcher.arrived(queue)
+        touched.clear()
 
-    def _now(self, seat: Seat, command: AnyCommand) -> None:
-        match command:
-            case abi.Send():
-                self._deliver(seat, command.data)
-                seat.answer(command.req, None)
-            case abi.Receive():
-                self._receive(seat, command.req)
-            case abi.Tokenize():
-                seat.answer(command.req, self._tokenize(command))
-            case abi.CreateQueue():
-                self._create_queue(seat, command)
-            case abi.DestroyQueue():
-                queue = _queue(seat, command.queue)
-                self._batcher.cancel(queue, "its queue was destroyed")
-                self._batcher.forget([queue])
-                self._batcher.machine.free_queue(seat, seat.queues.pop(command.queue))
-                seat.answer(command.req, None)
-            case abi.Cancel():
-                self._batcher.cancel(_queue(seat, command.queue), "cancelled")
-                seat.answer(command.req, None)
-            case abi.SetQueuePriority():
-                _queue(seat, command.queue).priority = command.priority
-                seat.answer(command.req, None)
+    # --- from the host --------------------------------------------------------
 
-    def _create_queue(self, seat: Seat, command: abi.CreateQueue) -> None:
-        if command.model != 0:
-            raise ArgumentError(f"there is no model {command.model}", "use one of `models`")
-        if command.queue in seat.queues:
-            raise HandleError(f"queue handle {command.queue} is in use", "choose another")
+    def admitted(self, seat: Seat, message: Admit) -> None:
+        if message.parent:
+            self._children.admitted(seat, message.child)
+
+    def child_ended(self, message: ChildEnded) -> None:
+        self._children.ended(message.child, message.code)
+
+    def reply(self, message: Reply) -> None:
+        self._services.reply(message)
+
+    def forget(self, seat: Seat) -> None:
+        """The inferlet has ended."""
+        seat.inbox.drop()
+        self._topics.forget(seat)
+        self._children.forget(seat)
+        self._services.forget(seat)
+
+    # --- handlers -------------------------------------------------------------
+
+    def _send(self, seat: Seat, c: abi.Send) -> None:
+        if seat.link is not None:
+            self._children.send_up(seat, seat.link, c.data)
+        else:
+            self._send_to_host(Sent(seat.number, c.data))
+        seat.answer(c.req, None)
+
+    @staticmethod
+    def _receive(seat: Seat, c: abi.Receive) -> None:
+        seat.inbox.receive(seat, c.req)
+
+    @staticmethod
+    def _create_queue(seat: Seat, c: abi.CreateQueue) -> None:
+        check_model(c.model)
+        unused(seat.queues, c.queue, "queue")
         if len(seat.queues) >= MAX_QUEUES:
             raise QuotaError(f"{MAX_QUEUES} queues are open", "destroy queues done with")
-        seat.queues[command.queue] = Queue(seat, command.queue)
-        seat.answer(command.req, None)
+        seat.queues[c.queue] = Queue(seat, c.queue)
+        seat.answer(c.req, None)
 
-    def _receive(self, seat: Seat, request: int | None) -> None:
-        if request is None:
-            raise ArgumentError(
-                "receive without a request id", "give one: the message is its answer"
-            )
-        if seat.messages:
-            seat.hand_over(request, seat.messages.popleft())
-        elif seat.input_open:
-            if len(seat.receivers) >= seat.limits.commands:
-                raise QuotaError(f"{len(seat.receivers)} receives wait", "wait for their messages")
-            seat.receivers.append(request)
-        else:
-            raise no_more_input()
+    def _destroy_queue(self, seat: Seat, c: abi.DestroyQueue) -> None:
+        queue = _queue(seat, c.queue)
+        self._batcher.cancel(queue, "its queue was destroyed")
+        self._batcher.forget([queue])
+        self._batcher.machine.free_queue(seat, seat.queues.pop(c.queue))
+        seat.answer(c.req, None)
 
-    def _tokenize(self, command: abi.Tokenize) -> list[int]:
-        if command.model != 0:
-            raise ArgumentError(f"there is no model {command.model}", "use one of `models`")
-        size = len(command.text.encode())
-        if size > abi.MAX_TOKENIZE_BYTES:
-            raise ArgumentError(
-                f"a text of {size} octets; the most is {abi.MAX_TOKENIZE_BYTES}",
-                "tokenize it in parts, split where a token surely ends",
-            )
-        try:
-            encoding = self._tokenizer.encode(command.text, add_special_tokens=command.special)
-        except Exception as error:  # the library's only type; not every tokenizer takes any text
-            raise ArgumentError(
-                f"the model's tokenizer refuses this text: {error}", "leave out rare characters"
-            ) from error
-        ids: list[int] = encoding.ids
-        if len(ids) > _MAX_IDS:
-            raise ArgumentError(
-                f"{len(ids)} tokens do not fit one answer ({_MAX_IDS})",
-                "tokenize it in parts, split where a token surely ends",
-            )
-        return ids
+    def _cancel(self, seat: Seat, c: abi.Cancel) -> None:
+        self._batcher.cancel(_queue(seat, c.queue), "cancelled")
+        seat.answer(c.req, None)
 
+    @staticmethod
+    def _set_queue_priority(seat: Seat, c: abi.SetQueuePriority) -> None:
+        _queue(seat, c.queue).priority = c.priority
+        seat.answer(c.req, None)
 
-def no_more_input() -> ClosedError:
-    return ClosedError("the client will send no more messages", "stop receiving")
+    def _left(self, seat: Seat) -> dict[str, float]:
+        """What is left of the quotas that the controller keeps."""
+        limits = seat.limits
+        left = {
+            "kv_pages": limits.kv_pages - seat.pages_held,
+            "embeds": limits.embeds - seat.embeds_held,
+            "tokens": limits.tokens - len(seat.tokens),
+            "commands": limits.commands - seat.queued,
+            "history": limits.history - seat.history_held,
+            "export_pages": limits.export_pages - self._exports.pages(seat.user),
+            "subscriptions": limits.subscriptions - len(seat.subscriptions),
+            "http_streams": limits.http_streams - len(seat.streams),
+        }
+        return {name: float(max(value, 0)) for name, value in left.items()}
 
 
 def _queue(seat: Seat, handle: int) -> Queue:
@@ -150,17 +194,18 @@ def _queue(seat: Seat, handle: int) -> Queue:
     return queue
 
 
+def _too_much_queued(seat: Seat) -> QuotaError:
+    if seat.queued >= seat.limits.commands:
+        return QuotaError(
+            f"{seat.queued} commands wait; the cap is {seat.limits.commands}",
+            "wait for answers, or launch with a larger --quota commands",
+        )
+    return QuotaError(
+        f"{seat.queued} commands wait, whose arrays and bin take more than {MAX_QUEUED_BYTES} "
+        "octets with one more",
+        "wait for answers before queueing more large ones",
+    )
+
+
 def _no_queue(handle: int) -> HandleError:
     return HandleError(f"no queue has handle {handle}", "create_queue it first")
-
-
-_MAX_IDS = (abi.MAX_FRAME_BYTES - 64) // 5  # five octets an id at most
-_IMMEDIATE = (
-    abi.Send,
-    abi.Receive,
-    abi.Tokenize,
-    abi.CreateQueue,
-    abi.DestroyQueue,
-    abi.Cancel,
-    abi.SetQueuePriority,
-)

@@ -1,25 +1,31 @@
 """One queue's share of a step: its longest run of commands that may go together.
 
-The device carries out a step in stages: slot bookkeeping and copies, then forwards, then samples
-and distributions. A command joins if its stage comes after the stage of every earlier command of
-the run that it conflicts with; else it waits for the next step. Steps run in order, so nothing
-older matters, but for one thing: what a token not yet known may undo (see `Run.settled`).
+The device carries out a step in stages: slot bookkeeping and copies, then vectors in, forwards,
+samples and distributions, and vectors out. A command joins if its stage comes after the stage of
+every earlier command of the run that it conflicts with; else it waits for the next step. Steps run
+in order, so nothing older matters, but for one thing: what a token not yet known may undo (see
+`Run.settled`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from inferlet import abi
-from inferlet.errors import InferletError
+from inferlet.errors import InferletError, OutOfMemoryError
 
-from .flight import Answer, Flight
-from .machine import Machine
+from .flight import Flight
+from .items import Answer
+from .machine import MOST_PAGES_A_TURN, Machine
 from .packing import StepBuilder
 from .tables import KvBlock, Late, Queue, any_dead, follows, undecided
 
 Handler = Callable[["Run", Any], bool]  # False: the command must wait
+
+# What one inferlet may put into a step, so that nobody makes it long for all: inputs, samples,
+# distributions and vectors in and out; small calls only. A first one is always taken.
+_MOST_SHARE: Final = 1024
 
 
 class Run:
@@ -36,20 +42,22 @@ class Run:
         self.budget = budget
         self.read: dict[KvBlock, int] = {}  # stage of the latest read in this run
         self.written: dict[KvBlock, int] = {}
-        self.lingering = -1  # stage of the latest read of pages that another handle still holds
         self.prefilled = False  # it finished a prefill: others' turn
+        self.command: abi.Command | None = None  # the head
 
     def take(self, handlers: dict[type[abi.Command], Handler]) -> None:
         """Carries out commands from the queue's head until one has to wait or has no handler."""
         queue, seat, commands = self.queue, self.seat, self.queue.commands
         while commands:
-            command = commands[0]
+            command = self.command = commands[0]
             handler = handlers.get(type(command))
             if handler is None:
                 return
             if queue.error is not None and type(command) not in DESPITE_ERROR:
                 queue.current = None
                 self.answer(command.req, queue.error)
+            elif queue.risky is not None and type(command) in _LASTING:
+                return
             else:
                 try:
                     if not handler(self, command):
@@ -62,15 +70,52 @@ class Run:
                 return
             commands.popleft()
             seat.queued -= 1
+            if seat.weights.octets:
+                seat.weights.remove((command,))
 
     def answer(self, request: int | None, value: object) -> None:
         """Answers (an InferletError as such) now, or after what is in flight of this queue."""
-        answer_in_order(self.queue, request, value)
+        if request is not None:
+            answer_in_order(self.queue, request, value, type(self.command) in DESPITE_ERROR)
+
+    def risk(self) -> None:
+        """The part just added may turn out wrong by itself, and its queue stop with it."""
+        self.queue.risky = self.flight
+
+    # --- room in the step -----------------------------------------------------
+
+    def has_share(self, work: int) -> bool:
+        """False if the inferlet has had its share of the step."""
+        share = self.builder.shares.get(self.seat, 0)
+        return not share or share + work <= _MOST_SHARE
 
     def take_share(self, work: int) -> None:
-        """Counts inputs, samples and distributions against the inferlet's share of the step."""
         shares = self.builder.shares
         shares[self.seat] = shares.get(self.seat, 0) + work
+
+    def has_rows(self, wanted: int) -> bool:
+        """False if rows freed in this very step will do for the next one. OutOfMemoryError."""
+        rows = self.machine.rows
+        if rows.available < wanted and not self.builder.has_work:
+            rows.settle()
+        if rows.available >= wanted:
+            return True
+        if rows.free >= wanted:
+            return False
+        raise OutOfMemoryError(
+            f"{wanted} rows for hidden states and vectors; {rows.free} are free",
+            "free embeds when done with them, or ask for fewer outputs",
+        )
+
+    def has_turn(self, pages: int) -> bool:
+        """False if the inferlet is to go on in the loop's next turn, having taken, freed, shared or
+        looked through enough pages in this one; else so many more are counted."""
+        touched = self.machine.touched.get(self.seat, 0)
+        if touched and touched + pages > MOST_PAGES_A_TURN:
+            self.machine.held_up[self.queue] = None
+            return False
+        self.machine.touched[self.seat] = touched + pages
+        return True
 
     # --- conflicts within the step --------------------------------------------
 
@@ -78,8 +123,18 @@ class Run:
         return self.written.get(block, -1) < stage
 
     def may_write(self, block: KvBlock, stage: int) -> bool:
-        read = max(self.read.get(block, -1), self.lingering)
-        return self.written.get(block, -1) < stage and read < stage
+        if max(self.read.get(block, -1), self.written.get(block, -1)) >= stage:
+            return False
+        lingering = self.builder.lingering
+        return not lingering or all(lingering.get(page, -1) < stage for page in block.pages)
+
+    def linger(self, block: KvBlock, first: int, end: int) -> None:
+        """The block, read in this run, lets go of pages first .. end - 1. Who holds them still,
+        another inferlet perhaps, may write into them after that read."""
+        for page in block.pages[first:end]:
+            if page >= 0 and self.machine.pages.shared(page):
+                lingering = self.builder.lingering
+                lingering[page] = max(lingering.get(page, -1), self.read[block])
 
     # --- conflicts with what may be undone ------------------------------------
 
@@ -98,15 +153,41 @@ class Run:
 
 
 # A stopped queue still gives back what it is asked to give back.
-DESPITE_ERROR = frozenset({abi.Synchronize, abi.DeallocKvPage, abi.DeallocEmb, abi.DeallocToken})
+DESPITE_ERROR = frozenset(
+    {
+        abi.Synchronize,
+        abi.DeallocKvPage,
+        abi.DeallocEmb,
+        abi.DeallocToken,
+        abi.DeallocHistory,
+    }
+)
+# What these do outlasts their failing with a part before them that turns out wrong, so they wait.
+_LASTING = frozenset(
+    {
+        abi.AllocKvPage,
+        abi.ShareKvPage,
+        abi.CopyKvPage,
+        abi.MaskKvPage,
+        abi.AllocEmb,
+        abi.AllocHistory,
+        abi.ExtendHistory,
+        abi.ExportKvPage,
+        abi.ImportKvPage,
+    }
+)
 
 
-def answer_in_order(queue: Queue, request: int | None, value: object) -> None:
-    """Answers after what is in flight of the queue, so that answers keep queue order."""
+def answer_in_order(
+    queue: Queue, request: int | None, value: object, carried_out: bool = False
+) -> None:
+    """Answers after what is in flight of the queue, so that answers keep queue order.
+
+    `carried_out`: the answer stands even if what is in flight fails."""
     if request is None:
         return
     if queue.flight is not None:
-        queue.flight.items.append(Answer(queue, request, value))
+        queue.flight.items.append(Answer(queue, request, value, carried_out))
     elif isinstance(value, InferletError):
         queue.seat.fail(request, value)
     else:

@@ -7,19 +7,28 @@ decode raises FrameError, and the caller ends this inferlet alone.
 from __future__ import annotations
 
 import socket
-from collections import deque
-from typing import Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from inferlet import abi
 from inferlet.abi import AnyCommand
-from inferlet.errors import FrameError, InferletError
+from inferlet.errors import FrameError, HandleError, InferletError, QuotaError
 
-from piehost.wire.control import SeatStats
+from piehost.wire.control import Admit, SeatStats
 
-from .tables import EmbBlock, KvBlock, Late, Queue
+from .mailbox import MAX_WAITING_BYTES, ClientMailbox, Held, Mailbox
+from .tables import EmbBlock, History, KvBlock, Late, Queue
+from .weights import Weights
 
-MAX_BACKLOG_BYTES: Final = 1 << 20  # answers an inferlet may leave unread
+if TYPE_CHECKING:
+    from .children import Child
+    from .messaging import Subscription
+    from .services import Stream
+
+# Answers that an inferlet may leave unread: the host's replies to all that it may ask at once
+# (64 of 60,000 octets), 1 MiB of messages and `meta`, and as much again.
+MAX_BACKLOG_BYTES: Final = 6 << 20
 # Answers that nobody waits for share a frame: 16 leave at once, 8 after 0.1 s, fewer after 0.4 s.
 LAZY_MANY: Final = 16
 LAZY_FEW: Final = 8
@@ -35,34 +44,41 @@ _encode = msgspec.msgpack.Encoder().encode
 class Seat:
     """An admitted inferlet. `number` grows with launch order."""
 
-    def __init__(
-        self,
-        number: int,
-        name: str,
-        sock: socket.socket,
-        limits: abi.Limits,
-        outgoing: set[Seat],
-    ) -> None:
-        self.number = number
-        self.name = name
-        self.limits = limits
+    def __init__(self, admit: Admit, sock: socket.socket, outgoing: set[Seat]) -> None:
+        self.number = admit.seat
+        self.id = admit.id
+        self.user = admit.user
+        self.job = admit.job
+        self.limits = admit.limits
         self.stats = SeatStats()
         self.queues: dict[int, Queue] = {}
         self.kvs: dict[int, KvBlock] = {}
         self.embs: dict[int, EmbBlock] = {}
         self.tokens: dict[int, Late] = {}
+        self.histories: dict[int, History] = {}
         self.pages_held = 0  # by handles: a page that two of them share counts twice
-        self.pages_owned = 0  # each page once
         self.embeds_held = 0
+        self.history_held = 0  # tokens in histories, those that may yet be left out too
         self.queued = 0  # commands waiting in all queues, or with an answer that waits
-        self.messages: deque[bytes] = deque()  # from the client, not yet received
-        self.receivers: deque[int] = deque()  # request ids of waiting `receive`s
+        self.weights = Weights()  # of those that wait
+        self.inbox: Mailbox = ClientMailbox()  # for `receive`
         self.taken = 0  # messages received that the host has not been told of
         self.taken_bytes = 0
-        self.input_open = True
+        self.subscriptions: dict[int, Subscription] = {}
+        self.heard = Held()  # what waits in all of them
+        self.children: dict[int, Child] = {}
+        self.link: Child | None = None  # its parent's end, if it has one
+        self.streams: dict[int, Stream] = {}
+        self.asked: set[int] = set()  # the host's services owe it replies to these
+        self.asked_bytes = 0
+        self.waiting = 0  # requests that wait for messages or for a child's end
+        self.frames: list[list[AnyCommand]] = []  # read, and left for the next turn
+        self.unsent = 0  # octets of messages among the answers not yet encoded
+        self.leaving = False  # its process is dead; what it wrote last is being carried out
         self.closed = False
         self.sock = sock
         sock.setblocking(False)
+        self.broken: FrameError | None = None  # what ends it once all before is carried out
         self._partial = bytearray()
         self._outgoing = outgoing  # seats with answers to flush
         self._answers: list[tuple[object, ...]] = []
@@ -70,12 +86,42 @@ class Seat:
         self._lazy_since = 0.0
         self._backlog = bytearray()  # encoded, the socket did not take it yet
 
+    # --- pages ----------------------------------------------------------------
+
+    def check_pages(self, pages: int) -> None:
+        """QuotaError unless a new handle with so many pages keeps to the caps."""
+        if len(self.kvs) >= self.limits.kv_pages:  # those with no page left take memory too
+            raise QuotaError(
+                f"{len(self.kvs)} kv handles are open; the cap is {self.limits.kv_pages}",
+                "free handles done with as a whole",
+            )
+        if self.pages_held + pages > self.limits.kv_pages:
+            raise QuotaError(
+                f"{pages} KV pages more than the {self.pages_held} held; the cap is "
+                f"{self.limits.kv_pages}",
+                "free pages first, or launch with a larger --quota kv_pages",
+            )
+
+    def check_unread(self, octets: int) -> None:
+        """QuotaError if answers with so much more data would pile up unread."""
+        if self.unread + octets > MAX_WAITING_BYTES:
+            raise QuotaError(
+                f"{self.unread} octets of answers are unread, and this one has {octets}; the most "
+                f"is {MAX_WAITING_BYTES}",
+                "wait for some of their answers first",
+            )
+
+    def distinct_pages(self) -> int:
+        """How many pages its handles hold, each counted once."""
+        return len({page for kv in self.kvs.values() for page in kv.pages if page >= 0})
+
     # --- in -------------------------------------------------------------------
 
     def read(self) -> list[list[AnyCommand]] | None:
-        """The whole frames that have arrived; None if nothing has.
+        """The whole frames that have arrived; None if nothing has. `broken` is set if a bad one
+        came behind them.
 
-        EOFError at the end of the connection, FrameError on a bad frame.
+        EOFError at the end of the connection.
         """
         try:
             data = self.sock.recv(_READ_BYTES)
@@ -88,12 +134,17 @@ class Seat:
         if self._partial:
             self._partial += data
             data = bytes(self._partial)
-        frames, used = self._decode_frames(data)
-        self._partial = bytearray(data[used:]) if used < len(data) else bytearray()
+        frames: list[list[AnyCommand]] = []
+        try:
+            used = self._decode_frames(data, frames)
+        except FrameError as error:
+            self.broken = error
+        else:
+            self._partial = bytearray(data[used:]) if used < len(data) else bytearray()
         return frames
 
-    def _decode_frames(self, data: bytes) -> tuple[list[list[AnyCommand]], int]:
-        frames: list[list[AnyCommand]] = []
+    def _decode_frames(self, data: bytes, frames: list[list[AnyCommand]]) -> int:
+        """Appends what is whole to `frames`; returns how many octets that was. FrameError."""
         at, end = 0, len(data)
         while at < end:
             flags = data[at]
@@ -119,7 +170,7 @@ class Seat:
             frames.append(self._decode(data[start:at]))
             self.stats.frames_in += 1
             self.stats.message_bytes += size
-        return frames, at
+        return at
 
     def _decode(self, body: bytes) -> list[AnyCommand]:
         try:
@@ -135,12 +186,6 @@ class Seat:
     def answer(self, request: int | None, value: object) -> None:
         if request is not None:
             self._urgent((abi.ANSWER_OK, request, value))
-
-    def hand_over(self, request: int, message: bytes) -> None:
-        """Answers a `receive`."""
-        self.taken += 1
-        self.taken_bytes += len(message)
-        self.answer(request, message)
 
     def fail(self, request: int | None, error: InferletError) -> None:
         if request is not None:
@@ -177,6 +222,7 @@ class Seat:
             self._put(self._answers)
             self._answers = []
             self._lazy = 0
+            self.unsent = 0
         self.drain()
 
     def _put(self, answers: list[tuple[object, ...]]) -> None:
@@ -210,6 +256,17 @@ class Seat:
         return bool(self._backlog)
 
     @property
+    def unread(self) -> int:
+        """Octets of answers that the socket has not taken; of those not yet encoded, messages."""
+        return len(self._backlog) + self.unsent
+
+    @property
     def overflowing(self) -> bool:
         """It does not read its answers."""
         return len(self._backlog) > MAX_BACKLOG_BYTES
+
+
+def unused(table: Mapping[int, object], handle: int, kind: str) -> None:
+    """HandleError if the handle is in use."""
+    if handle in table:
+        raise HandleError(f"{kind} handle {handle} is in use", "free it first, or choose another")

@@ -1,4 +1,4 @@
-"""What an inferlet's handles stand for: KV blocks, embeds, late-bound tokens, queues.
+"""What an inferlet's handles stand for: KV blocks, embeds, late-bound tokens, histories, queues.
 
 Small typed records; behaviour beyond their own invariants lives with the commands. Knows nothing of
 sockets.
@@ -38,7 +38,7 @@ class Late:
         self.parents = parents
         self.value: int | None = None
         self.dead = False
-        self.lost = False  # its step failed: dead, and as if never sampled
+        self.lost = False  # its step or its mask failed: dead, and as if never sampled
         self.may_die = stops or bool(parents)
 
     @property
@@ -67,7 +67,7 @@ def undecided(lates: tuple[Late, ...]) -> tuple[Late, ...]:
 
 
 def any_dead(lates: tuple[Late, ...]) -> bool:
-    return any(late.doomed for late in lates)
+    return bool(lates) and any(late.doomed for late in lates)
 
 
 def follows(lates: tuple[Late, ...], needed: tuple[Late, ...]) -> bool:
@@ -85,13 +85,13 @@ def _descends(late: Late, ancestor: Late) -> bool:
 
 
 class Hidden:
-    """A hidden state in the backend's pool: the output of a forward at one position."""
+    """A vector in the backend's pool: what a forward left for one input, or write_emb's."""
 
-    __slots__ = ("lates", "position", "row")
+    __slots__ = ("lates", "row", "step")
 
-    def __init__(self, row: int, position: int, lates: tuple[Late, ...]) -> None:
+    def __init__(self, row: int, step: int, lates: tuple[Late, ...]) -> None:
         self.row = row
-        self.position = position
+        self.step = step  # whose forward fills the row: an input of later ones; 0 for write_emb's
         self.lates = lates  # tokens that, turning out dead, make this one dropped
 
 
@@ -104,7 +104,7 @@ Entry = int | Late | Hidden | Stopped | None  # None: unwritten; int: a token id
 
 
 class EmbBlock:
-    """An emb handle: entries and, for text, their positions."""
+    """An emb handle: entries and their positions, those of dropped ones too."""
 
     __slots__ = ("entries", "positions", "queue")
 
@@ -112,6 +112,58 @@ class EmbBlock:
         self.queue = queue
         self.entries: list[Entry] = [None] * count
         self.positions: list[int] = [0] * count
+
+
+class History:
+    """A history handle: the tokens that penalties look at.
+
+    `tokens` are known; from the first one not known yet on they are in `tail`, until `settle`
+    moves them over. Of each, the prompt's come first.
+    """
+
+    __slots__ = ("prompt", "queue", "tail", "tail_prompt", "tokens")
+
+    def __init__(self, queue: Queue, prompt: list[int | Late]) -> None:
+        self.queue = queue
+        self.tokens: array[int] = array("i")
+        self.tail: deque[int | Late] = deque()
+        self.prompt = self.tail_prompt = 0  # how many of the tokens, and of the tail, are prompt
+        self.extend(prompt)
+        self.prompt, self.tail_prompt = len(self.tokens), len(self.tail)
+
+    def __len__(self) -> int:
+        """What it counts as: a token of the tail may yet be left out."""
+        return len(self.tokens) + len(self.tail)
+
+    def extend(self, tokens: list[int | Late]) -> None:
+        if self.tail:
+            self.tail.extend(tokens)
+            return
+        late = next((i for i, token in enumerate(tokens) if type(token) is not int), len(tokens))
+        self.tokens.extend(tokens[:late])  # type: ignore[arg-type]
+        self.tail.extend(tokens[late:])
+
+    def settle(self) -> None:
+        """Takes over what has become known; stopped and dropped tokens are left out."""
+        while self.tail:
+            token = self.tail[0]
+            if isinstance(token, Late):
+                if token.doomed:
+                    self.queue.seat.history_held -= 1
+                    self._next()
+                    continue
+                if token.value is None:
+                    return
+                token = token.value
+            self.prompt += self._next()
+            self.tokens.append(token)
+
+    def _next(self) -> bool:
+        """Takes the tail's first token off it. True if it belongs to the prompt."""
+        self.tail.popleft()
+        prompt = self.tail_prompt > 0
+        self.tail_prompt -= prompt
+        return prompt
 
 
 class KvBlock:
@@ -181,6 +233,7 @@ class Queue:
         "handle",
         "pipelined",
         "priority",
+        "risky",
         "seat",
         "since",
     )
@@ -192,6 +245,7 @@ class Queue:
         self.current: Pass | None = None  # the head, if it is a forward under way
         self.error: InferletError | None = None
         self.flight: Flight | None = None  # the latest unanswered step with a part of this queue
+        self.risky: Flight | None = None  # the latest with a part that may fail by itself
         self.priority = 0
         self.since = 0  # arrival number of the head: oldest goes first
         self.pipelined = False  # its next command can run before the last step is answered

@@ -1,4 +1,8 @@
-"""`python -m piehost.gpu_backend`: loads a model and serves steps until a link closes."""
+"""`python -m piehost.gpu_backend`: loads a model and serves steps until a link closes.
+
+A scripted model is ready before torch would have been imported, so torch is imported only for the
+others.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,25 @@ import resource
 import signal
 import sys
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 from piehost.wire.link import Link, LinkClosed
-from piehost.wire.step import HostToBackend, LoadFailed, Progress, Step
+from piehost.wire.step import HostToBackend, LoadFailed, Progress, Ready, Step
+
+from . import scripted
+from .errors import LoadError
+from .server import Server, StepBackend
+from .vocabulary import Vocabulary
+
+OnProgress = Callable[[str, float], None]
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="piehost.gpu_backend", description=__doc__)
-    parser.add_argument("--model", required=True, help='"default", a folder, or a hub id')
+    parser.add_argument(
+        "--model", required=True, help='"default", "scripted[:PATH.toml]", a folder, or a hub id'
+    )
     parser.add_argument("--host-fd", type=int, required=True, help="inherited link to the host")
     parser.add_argument("--controller-fd", type=int, required=True)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -44,23 +59,10 @@ def main() -> int:
     host: Link[HostToBackend] = Link.from_fd(args.host_fd, HostToBackend)
     controller: Link[Step] = Link.from_fd(args.controller_fd, Step)
     with contextlib.suppress(LinkClosed):
-        host.send(Progress("starting torch", 0.0))
-        from .backend import Backend  # takes seconds: only after the first word to the host
-        from .errors import LoadError
-        from .server import Server
-
+        load = load_scripted if scripted.is_scripted(args.model) else load_model
         try:
-            backend = Backend(
-                args.model,
-                device=args.device,
-                dtype=args.dtype,
-                engine=args.engine,
-                page_size=args.page_size,
-                kv_pages=args.kv_pages,
-                kv_memory=args.kv_memory,
-                max_context=args.max_context,
-                threads=args.threads,
-                progress=lambda stage, fraction: host.send(Progress(stage, fraction)),
+            backend, ready, vocabulary = load(
+                args, lambda stage, fraction: host.send(Progress(stage, fraction))
             )
         except LoadError as error:
             host.send(LoadFailed(error.message, error.hint))
@@ -77,8 +79,68 @@ def main() -> int:
                 )
             )
             return 1
-        Server(backend, host, controller).serve()
+        Server(backend, host, controller).serve(ready, vocabulary)
     return 0
+
+
+Loaded = tuple[StepBackend[Any], Ready, Vocabulary]
+
+
+def load_model(args: argparse.Namespace, progress: OnProgress) -> Loaded:
+    """A model on torch. LoadError if it cannot be served."""
+    progress("starting torch", 0.0)
+    from .backend import Backend  # takes seconds: only after the first word to the host
+    from .kv_pool import SCRATCH_SLOTS
+
+    backend = Backend(
+        args.model,
+        device=args.device,
+        dtype=args.dtype,
+        engine=args.engine,
+        page_size=args.page_size,
+        kv_pages=args.kv_pages,
+        kv_memory=args.kv_memory,
+        max_context=args.max_context,
+        threads=args.threads,
+        progress=progress,
+    )
+    ready = Ready(
+        model=backend.info,
+        pages=backend.pool.pages,
+        rows=len(backend.pool.rows),
+        scratch_slots=SCRATCH_SLOTS,
+        device=str(backend.device),
+        engine=backend.engine.name,
+        load_seconds=backend.load_seconds,
+        special_tokens=backend.loaded.vocabulary.special_tokens,
+    )
+    return backend, ready, backend.loaded.vocabulary
+
+
+def load_scripted(args: argparse.Namespace, progress: OnProgress) -> Loaded:
+    """A scripted model. LoadError if its script is wrong, or it is to run on a GPU."""
+    if args.device == "cuda" or args.engine == "flashinfer":
+        raise LoadError(
+            "a scripted model computes nothing, so no device or engine can run it",
+            "leave out --device and --engine",
+        )
+    backend = scripted.ScriptedBackend(
+        args.model,
+        page_size=args.page_size,
+        kv_pages=args.kv_pages,
+        max_context=args.max_context,
+    )
+    ready = Ready(
+        model=backend.info,
+        pages=backend.pages,
+        rows=backend.rows,
+        scratch_slots=scripted.SCRATCH_SLOTS,
+        device="cpu",
+        engine="scripted",
+        load_seconds=backend.load_seconds,
+        special_tokens=backend.vocabulary.special_tokens,
+    )
+    return backend, ready, backend.vocabulary
 
 
 if __name__ == "__main__":

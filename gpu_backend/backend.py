@@ -10,6 +10,7 @@ import contextlib
 import gc
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,23 +20,27 @@ import psutil
 import torch
 from inferlet.abi import ModelInfo
 
-from piehost.host.shm import RingWriter
+from piehost.host.shm import RingReader, RingWriter
 from piehost.wire.step import LATE_STEPS, MAX_SAMPLES, Step, StepDone
 
+from . import vectors
 from .batch import AttentionBatch, Ints, integers
 from .engine import AttentionEngine, attending_with
 from .errors import LoadError
 from .kv_pool import KvPool
 from .loader import SMALL_MODEL, LoadedModel, OnProgress, load_model
-from .sampling import SamplingParams, distributions, sample
-from .self_check import self_check
+from .sampling import SamplingParams, distributions, log_probabilities, sample
+from .self_check import self_check, takes_vectors
+from .shaping import Shaping
 from .torch_engine import TorchEngine
 
-TRAITS: Final = ["Allocate", "Forward", "InputText", "Tokenize", "OutputText"]
+TRAITS: Final = ["Allocate", "Forward", "InputText", "Tokenize", "OutputText", "OutputEmbed"]
 _MOST_SLOTS: Final = 1 << 20  # of the default pool; more is for --kv-pages to ask
 _MOST_ROWS: Final = 8192
 _ROW_BYTES: Final = 256 << 20  # hidden rows take no more than this
 _LOGITS: Final = 1 << 25  # logits computed at once: 128 MiB of float32
+
+LogitsOf = Callable[[Ints], torch.Tensor]  # rows i64 [R] -> f32 [R, vocab_size]
 
 
 @dataclass(slots=True)
@@ -45,8 +50,12 @@ class Pending:
     step: Step
     began: float
     tokens: torch.Tensor | None = None  # i32 [K]
+    maskless: list[int] = field(default_factory=list)  # samples whose mask is refused
+    logprobs: torch.Tensor | None = None  # f32 [K]
     # for each K asked for: which of `step.dists`, ids i32 [R, K], probabilities f32 [R, K]
     dists: list[tuple[Ints, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)  # of `step.vectors`
+    embeds: torch.Tensor | None = None  # f32 [*, hidden_size]
     done: torch.cuda.Event | None = None
     error: str | None = None
 
@@ -85,9 +94,10 @@ class Backend:
         self.pool = make_pool(self.loaded, page_size, kv_pages, kv_memory)
         self.engine = choose_engine(engine, self.pool)
         self._late = torch.zeros(LATE_STEPS * MAX_SAMPLES, dtype=torch.int32, device=self.device)
-        self._rings: dict[int, RingWriter] = {}
+        self._rings: dict[int, tuple[RingWriter, RingReader]] = {}  # out, in
         progress("comparing with the reference", 0.9)
         self_check(self.loaded, self.pool, self.run)
+        self._traits = [*TRAITS, "InputEmbed"] if takes_vectors(self.loaded) else TRAITS
         gc.collect()
         gc.freeze()  # a loaded model is for ever; full collections walked it between steps
         self.load_seconds = time.perf_counter() - began
@@ -105,7 +115,7 @@ class Backend:
         return ModelInfo(
             name=loaded.name,
             description=f"{loaded.architecture}, {size}, {dtype}",
-            traits=TRAITS,
+            traits=list(self._traits),
             architecture=loaded.architecture,
             page_size=self.pool.page_size,
             vocab_size=loaded.vocab_size,
@@ -116,15 +126,15 @@ class Backend:
             chat_template=loaded.vocabulary.chat_template,
         )
 
-    def add_ring(self, ring: int, fd: int, size: int) -> None:
-        """Maps a ring for `get_next_dist`; `fd` may be closed afterwards. ValueError if it is
-        not a ring of `size` bytes."""
-        self._rings[ring] = RingWriter(fd, size)
+    def add_ring(self, ring: int, out_fd: int, size: int, in_fd: int, in_size: int) -> None:
+        """Maps an inferlet's rings, out and in, of `size` and `in_size` octets; the descriptors
+        may be closed afterwards. ValueError if they are no rings of these sizes."""
+        self._rings[ring] = (RingWriter(out_fd, size), RingReader(in_fd, in_size))
 
     def drop_ring(self, ring: int) -> None:
-        """Unmaps a ring; distributions for it answer -1 from now on."""
-        if writer := self._rings.pop(ring, None):
-            writer.close()
+        """Unmaps an inferlet's rings; what is for them or from them is refused from now on."""
+        for side in self._rings.pop(ring, ()):
+            side.close()
 
     # --- a step ---------------------------------------------------------------------------
 
@@ -138,12 +148,15 @@ class Backend:
         try:
             with torch.inference_mode():
                 self.pool.apply(step)
+                if step.vectors:
+                    pending.refused = vectors.take_in(step, self.pool, self._read_ring)
                 if step.tokens:
                     self._forward(step)
-                if step.sample_rows:
-                    self._sample(step, pending)
-                if step.dists:
-                    self._read_dists(step, pending)
+                if step.sample_rows or step.dists:
+                    self._outputs(step, pending)
+                if step.embeds:
+                    out = vectors.give_out(step, self.loaded, self.pool)
+                    pending.embeds = self._download(out)
                 if self.overlaps:
                     pending.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
                     pending.done.record()
@@ -153,56 +166,101 @@ class Backend:
 
     def finish(self, pending: Pending) -> StepDone:
         """Waits for a step, writes its distributions into the rings, and says how it went."""
-        number = pending.step.step
-        tokens, entries = b"", []
+        answer = StepDone(pending.step.step)
         if pending.error is None:
             try:
                 if pending.done is not None:
                     pending.done.synchronize()
-                if pending.tokens is not None:
-                    tokens = pending.tokens.numpy().tobytes()
-                entries = self._write_dists(pending)
+                self._answer(pending, answer)
             except Exception as error:
                 self._failed(pending, error)
-        seconds = time.perf_counter() - pending.began
         if pending.error is not None:
-            return StepDone(number, seconds=seconds, error=pending.error)
-        return StepDone(number, tokens=tokens, dists=entries, seconds=seconds)
+            answer = StepDone(pending.step.step, error=pending.error)
+        answer.seconds = time.perf_counter() - pending.began
+        return answer
+
+    def _answer(self, pending: Pending, answer: StepDone) -> None:
+        step = pending.step
+        if pending.tokens is not None:
+            tokens = pending.tokens.numpy()
+            tokens[pending.maskless] = -1
+            answer.tokens = tokens.tobytes()
+        if pending.logprobs is not None:
+            answer.logprobs = pending.logprobs.numpy()[integers(step.logprobs)].tobytes()
+        answer.dists = self._write_dists(pending)
+        answer.refused = pending.refused
+        if pending.embeds is not None:
+            answer.embeds = self._write_embeds(step, pending.embeds.numpy())
 
     def _forward(self, step: Step) -> None:
         batch = AttentionBatch.of(step)
-        tokens = self.pool.upload(integers(step.tokens))
-        if np.frombuffer(step.tokens, np.int32).min() < 0:
-            late = self._late.index_select(0, (~tokens).clamp_min(0))
-            tokens = torch.where(tokens < 0, late.to(torch.int64), tokens)
+        inputs = self._resolve(integers(step.tokens))
+        if step.vector_inputs:
+            inputs = vectors.inputs(step, inputs, self.loaded, self.pool)
         positions = self.pool.upload(batch.positions)
         self.pool.mark_written(self.pool.upload(batch.write_slots), positions)
         self.engine.plan(batch)
         with attending_with(self.engine):
-            hidden = self.loaded.hidden_states(tokens, positions)
+            hidden = self.loaded.hidden_states(inputs, positions)
         if step.keep_inputs:
             kept = hidden.index_select(0, self.pool.upload(integers(step.keep_inputs)))
             self.pool.rows.index_copy_(0, self.pool.upload(integers(step.keep_rows)), kept)
 
+    def _resolve(self, tokens: Ints) -> torch.Tensor:
+        """Token ids i64 on the device, of ids and ~late tokens."""
+        ids = self.pool.upload(tokens)
+        if len(tokens) and tokens.min() < 0:
+            late = self._late.index_select(0, (~ids).clamp_min(0))
+            ids = torch.where(ids < 0, late.to(torch.int64), ids)
+        return ids
+
+    def _outputs(self, step: Step, pending: Pending) -> None:
+        """Samples and distributions; those of one hidden state share its logits."""
+        sampled = integers(step.sample_rows)
+        read = np.array([row for row, *_ in step.dists], np.int64)
+        if len(sampled) and not len(read):
+            self._sample(step, pending, self._logits, sampled)
+            return
+        rows, place = np.unique(np.concatenate((sampled, read)), return_inverse=True)
+        logits_of: LogitsOf = self._logits  # too many to keep are computed again where shared
+        if len(rows) * self.loaded.vocab_size <= _LOGITS:
+            logits = self._logits(rows)
+            sampled, read = place[: len(sampled)], place[len(sampled) :]
+
+            def logits_of(places: Ints) -> torch.Tensor:
+                return logits.index_select(0, self.pool.upload(places))
+
+        if len(sampled):
+            self._sample(step, pending, logits_of, sampled)
+        self._read_dists(step, pending, logits_of, read)
+
     def _logits(self, rows: Ints) -> torch.Tensor:
         return self.loaded.logits(self.pool.rows.index_select(0, self.pool.upload(rows)))
 
-    def _sample(self, step: Step, pending: Pending) -> None:
-        rows = integers(step.sample_rows)
+    def _sample(self, step: Step, pending: Pending, logits_of: LogitsOf, rows: Ints) -> None:
         params = SamplingParams.of(step)
-        parts = [sample(self._logits(rows[p]), params.take(p)) for p in self._parts(len(rows))]
-        tokens = torch.cat(parts)
+        shaping = Shaping.of(step, self.loaded.vocab_size, self._read_ring, self._resolve)
+        tokens, logprobs = [], []
+        for part in self._parts(len(rows)):
+            logits = logits_of(rows[part])
+            shaped = shaping.apply(logits, int(part[0])) if shaping else logits
+            tokens.append(sample(shaped, params.take(part)))
+            if step.logprobs:
+                logprobs.append(log_probabilities(logits, tokens[-1]))
+        drawn = torch.cat(tokens)
         first = step.step % LATE_STEPS * MAX_SAMPLES
-        self._late[first : first + len(rows)] = tokens
-        pending.tokens = self._download(tokens)
+        self._late[first : first + len(rows)] = drawn
+        pending.tokens = self._download(drawn)
+        pending.maskless = shaping.refused if shaping else []
+        if logprobs:
+            pending.logprobs = self._download(torch.cat(logprobs))
 
-    def _read_dists(self, step: Step, pending: Pending) -> None:
-        rows = np.array([row for row, *_ in step.dists], np.int64)
+    def _read_dists(self, step: Step, pending: Pending, logits_of: LogitsOf, rows: Ints) -> None:
         k = np.array([k for _, k, *_ in step.dists], np.int64).clip(max=self.loaded.vocab_size)
         for value in np.unique(k):
             members = np.flatnonzero(k == value)
             for part in self._parts(len(members)):
-                ids, chances = distributions(self._logits(rows[members[part]]), int(value))
+                ids, chances = distributions(logits_of(rows[members[part]]), int(value))
                 pending.dists.append((members[part], self._download(ids), self._download(chances)))
 
     def _write_dists(self, pending: Pending) -> list[int]:
@@ -211,11 +269,26 @@ class Backend:
         for members, ids, chances in pending.dists:
             for at, own_ids, own_chances in zip(members, ids.numpy(), chances.numpy(), strict=True):
                 _, _, ring, offset = pending.step.dists[at]
-                writer = self._rings.get(ring)
-                data = own_ids.tobytes() + own_chances.tobytes()
-                if writer is not None and writer.write(offset, data):
+                if self._write_ring(ring, offset, own_ids.tobytes() + own_chances.tobytes()):
                     entries[at] = len(own_ids)
         return entries
+
+    def _write_embeds(self, step: Step, values: npt.NDArray[np.float32]) -> list[int]:
+        """Vectors written for each of `step.embeds`: -1 if its ring is gone or too small."""
+        written, at = [], 0
+        for ring, offset, count in step.embeds:
+            fits = self._write_ring(ring, offset, values[at : at + count].tobytes())
+            written.append(count if fits else -1)
+            at += count
+        return written
+
+    def _write_ring(self, ring: int, offset: int, data: bytes) -> bool:
+        rings = self._rings.get(ring)
+        return rings is not None and rings[0].write(offset, data)
+
+    def _read_ring(self, ring: int, offset: int, length: int) -> bytes | None:
+        rings = self._rings.get(ring)
+        return None if rings is None else rings[1].read(offset, length)
 
     def _parts(self, count: int) -> list[npt.NDArray[np.intp]]:
         """Index arrays that cover 0 .. count - 1, so small that a part's logits fit."""

@@ -59,11 +59,18 @@ class LoadedModel:
     def parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
-    def hidden_states(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Final hidden states [T, hidden_size] of tokens and positions i64 [T]. Runs inside
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The embeddings [T, hidden_size] of tokens i64 [T], as the model's layers take them."""
+        embeddings: torch.Tensor = self.model.get_input_embeddings()(tokens)
+        return embeddings
+
+    def hidden_states(self, inputs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Final hidden states [T, hidden_size] of inputs (tokens i64 [T], or vectors
+        [T, hidden_size] in place of their embeddings) at positions i64 [T]. Runs inside
         `engine.attending_with`."""
+        name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
         output = self.model.base_model(
-            input_ids=tokens[None], position_ids=positions[None], use_cache=False
+            **{name: inputs[None]}, position_ids=positions[None], use_cache=False
         )
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden

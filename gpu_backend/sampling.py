@@ -93,7 +93,8 @@ def _draw_among(
     everything = (logits - values[:, :1]).exp().sum(-1, keepdim=True, dtype=torch.float64)
 
     place = torch.arange(head, device=device)
-    kept = ((top_k == 0) | (place < top_k)) & (weights >= min_p)
+    # weight 0 is a token that a mask forbids, or one so improbable that no draw reaches it
+    kept = ((top_k == 0) | (place < top_k)) & (weights >= min_p) & (weights > 0)
     whole = ((top_k > 0) & (top_k <= head)) | (weights[:, -1:] < min_p)
     whole = whole | (head == logits.shape[1])  # nothing outside the head counts
     cumulative = (weights * kept).cumsum(-1)
@@ -134,3 +135,9 @@ def distributions(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Ten
     """Softmax of logits f32 [R, V], the k most probable: (ids i32 [R, k], f32 [R, k])."""
     values, ids = most_probable(logits, k)
     return ids.to(torch.int32), (values - logits.logsumexp(-1, keepdim=True)).exp()
+
+
+def log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """f32 [R] natural logarithms of what the softmax of logits f32 [R, V] gives tokens i32 [R]."""
+    own = logits.gather(1, tokens[:, None].to(torch.int64))[:, 0]
+    return own - logits.logsumexp(-1)

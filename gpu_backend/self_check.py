@@ -52,6 +52,23 @@ def self_check(loaded: LoadedModel, pool: KvPool, run: Callable[[Step], StepDone
         )
 
 
+def takes_vectors(loaded: LoadedModel) -> bool:
+    """Whether the model computes the same from its tokens' embeddings as from the tokens: some
+    look at the token ids again further in."""
+    ids = torch.arange(min(_TOKENS, loaded.vocab_size), device=loaded.device)[None]
+    loaded.model.set_attn_implementation("eager")
+    try:
+        with torch.inference_mode():
+            expected = loaded.model(input_ids=ids, use_cache=False).logits
+            vectors = loaded.embed(ids[0])[None]
+            logits = loaded.model(inputs_embeds=vectors, use_cache=False).logits
+    except (ValueError, RuntimeError, TypeError, AttributeError):  # it wants the tokens
+        return False
+    finally:
+        loaded.model.set_attn_implementation(IMPLEMENTATION)
+    return bool(torch.equal(logits, expected))
+
+
 def _reference(loaded: LoadedModel, tokens: np.ndarray) -> torch.Tensor:
     ids = torch.from_numpy(tokens).to(loaded.device, torch.int64)[None]
     loaded.model.set_attn_implementation("eager")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 from collections import deque
+from typing import Generic, Protocol, TypeVar
 
 from piehost.host.shm import sealed_memfd
 from piehost.wire.link import Link
@@ -19,29 +20,53 @@ from piehost.wire.step import (
     Ready,
     RingMapped,
     Step,
+    StepDone,
 )
 
-from .backend import Backend, Pending
-from .kv_pool import SCRATCH_SLOTS
+from .vocabulary import Vocabulary
+
+P = TypeVar("P")  # a step on its way
 
 
-class Server:
+class StepBackend(Protocol[P]):
+    """What runs steps: a model on torch, or a scripted one."""
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether `submit` returns before the step has run."""
+
+    def add_ring(self, ring: int, out_fd: int, size: int, in_fd: int, in_size: int) -> None:
+        """Maps ring out for writing and ring in for reading; the descriptors may be closed
+        afterwards. ValueError if one is not a ring of its size (octets)."""
+
+    def drop_ring(self, ring: int) -> None: ...
+
+    def submit(self, step: Step) -> P:
+        """Starts a step."""
+
+    def finish(self, pending: P) -> StepDone:
+        """Waits for the step and says how it went."""
+
+
+class Server(Generic[P]):
     """`backend` behind its two links."""
 
-    def __init__(self, backend: Backend, host: Link[HostToBackend], controller: Link[Step]) -> None:
+    def __init__(
+        self, backend: StepBackend[P], host: Link[HostToBackend], controller: Link[Step]
+    ) -> None:
         self._backend = backend
         self._host = host
         self._controller = controller
         self._steps: deque[Step] = deque()
-        self._running: deque[Pending] = deque()
+        self._running: deque[P] = deque()
         self._poll = select.epoll()
         self._watched = {host.fileno(): select.EPOLLIN, controller.fileno(): select.EPOLLIN}
         for fd, events in self._watched.items():
             self._poll.register(fd, events)
 
-    def serve(self) -> None:
-        """Sends `Ready` and serves until a link closes (LinkClosed)."""
-        self._send_ready()
+    def serve(self, ready: Ready, vocabulary: Vocabulary) -> None:
+        """Sends `ready`, with `vocabulary`, and serves until a link closes (LinkClosed)."""
+        self._send_ready(ready, vocabulary)
         while True:
             self._receive(wait=not self._steps and not self._running)
             if self._steps:
@@ -51,22 +76,11 @@ class Server:
             if self._running:
                 self._controller.send(self._backend.finish(self._running.popleft()))
 
-    def _send_ready(self) -> None:
-        backend = self._backend
-        vocabulary = backend.loaded.vocabulary
+    def _send_ready(self, ready: Ready, vocabulary: Vocabulary) -> None:
         fds = [
             sealed_memfd("vocabulary", vocabulary.table),
             sealed_memfd("tokenizer", vocabulary.tokenizer_json),
         ]
-        ready = Ready(
-            model=backend.info,
-            pages=backend.pool.pages,
-            rows=len(backend.pool.rows),
-            scratch_slots=SCRATCH_SLOTS,
-            device=str(backend.device),
-            engine=backend.engine.name,
-            load_seconds=backend.load_seconds,
-        )
         self._host.send(ready, fds)
         for fd in fds:
             os.close(fd)
@@ -90,9 +104,10 @@ class Server:
             return
         for message, fds in self._host.receive():
             match message:
-                case AddRing(ring, size):
-                    self._backend.add_ring(ring, fds[0], size)
-                    os.close(fds[0])
+                case AddRing(ring, size, in_size):
+                    self._backend.add_ring(ring, fds[0], size, fds[1], in_size)
+                    for ring_fd in fds:
+                        os.close(ring_fd)
                     self._host.send(RingMapped(ring))
                 case DropRing(ring):
                     self._backend.drop_ring(ring)

@@ -2,7 +2,8 @@
 
 Two kinds of tokenizer are understood, which are nearly all of today's: byte-level BPE (every octet
 is spelt as a printable character) and SentencePiece-like ones (a space is spelt U+2581, octets
-without a piece are spelt <0xAB>).
+without a piece are spelt <0xAB>). transformers is imported only where a folder's tokenizer has to
+be found out: the scripted model does without it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from inferlet.abi import build_vocab_table
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
 
 from .errors import LoadError
 
@@ -28,6 +29,7 @@ class Vocabulary:
     tokenizer_json: bytes  # for tokenizers.Tokenizer.from_str
     bos_token: int | None
     eos_token: int | None
+    special_tokens: dict[str, str]  # texts by name, "bos_token" and so on, for the chat template
     chat_template: str | None
 
 
@@ -36,6 +38,8 @@ def load_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
 
     LoadError if it cannot be read or spells its pieces in a way not understood.
     """
+    from transformers import AutoTokenizer  # takes a second
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         backend = tokenizer.backend_tokenizer
@@ -44,13 +48,31 @@ def load_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
             f"the tokenizer of {folder.name} cannot be read: {_first_line(error)}",
             "save it again with transformers' fast tokenizer, which writes tokenizer.json",
         ) from error
-    backend.no_truncation()
-    backend.no_padding()
-    spec = json.loads(backend.to_str())
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    texts = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+    return make_vocabulary(backend, vocab_size, texts, template)
+
+
+def make_vocabulary(
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    special_tokens: dict[str, str],
+    chat_template: str | None,
+) -> Vocabulary:
+    """Of a tokenizer that is read already; its truncation and padding are turned off.
+    `special_tokens`: texts by name; those called bos_token and eos_token are what the names say.
+
+    LoadError if it spells its pieces in a way not understood.
+    """
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    spec = json.loads(tokenizer.to_str())
     spell = _spelling(spec)
     pieces = [b""] * vocab_size
     special = [True] * vocab_size  # an id without a token has no text either
-    for piece, token in backend.get_vocab(with_added_tokens=False).items():
+    for piece, token in tokenizer.get_vocab(with_added_tokens=False).items():
         if token < vocab_size:
             pieces[token], special[token] = spell(piece), False
     for added in spec["added_tokens"]:  # these are spelt as they are
@@ -58,15 +80,13 @@ def load_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
             control = added["special"]
             pieces[added["id"]] = b"" if control else added["content"].encode()
             special[added["id"]] = control
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
     return Vocabulary(
         table=build_vocab_table(pieces, special),
-        tokenizer_json=backend.to_str().encode(),
-        bos_token=tokenizer.bos_token_id,
-        eos_token=tokenizer.eos_token_id,
-        chat_template=template,
+        tokenizer_json=tokenizer.to_str().encode(),
+        bos_token=tokenizer.token_to_id(special_tokens.get("bos_token", "")),
+        eos_token=tokenizer.token_to_id(special_tokens.get("eos_token", "")),
+        special_tokens=special_tokens,
+        chat_template=chat_template,
     )
 
 

@@ -17,10 +17,15 @@ from piehost.wire.launch import Rlimits
 
 from .errors import Refused
 from .quotas import GIB, MIB, Value, parse_value
+from .rings import RingSizes
 
 DEFAULT_KV_PAGES: Final = 1024
-DEFAULT_RING_BYTES: Final = MIB
+DEFAULT_EXPORT_PAGES: Final = 1024
+DEFAULT_RING_BYTES: Final = MIB  # of each
 _PAGE: Final = 4096  # of memory
+# Address space by profile, if it is not 1 GiB. What NumPy and its like map and never touch counts;
+# Node starts with 0.2 GiB, and reserves 0.1 GiB with each thread.
+_MEMORY: Final = {"python": 4 * GIB, "node": 2 * GIB}
 
 
 class Quota(Struct, kw_only=True):
@@ -29,36 +34,57 @@ class Quota(Struct, kw_only=True):
     limits: Limits
     rlimits: Rlimits
     output_bytes: int
+    wall_seconds: int | None
+    egress_bytes: int
+    egress_seconds: int
+
+    @property
+    def rings(self) -> RingSizes:
+        return RingSizes(self.limits.ring_bytes, self.limits.ring_in_bytes)
 
 
-def default_ring_bytes(vocab_size: int) -> int:
-    """At least 1 MiB, and room for one distribution over the whole vocabulary (id and
-    probability: 8 octets a token), in whole pages of memory."""
-    return max(DEFAULT_RING_BYTES, _whole_pages(8 * vocab_size))
+def default_rings(vocab_size: int) -> RingSizes:
+    """At least 1 MiB each; room for one distribution over the whole vocabulary (id and
+    probability: 8 octets a token) in ring out, for one mask (a bit a token) in ring in."""
+    return RingSizes(
+        max(DEFAULT_RING_BYTES, _whole_pages(8 * vocab_size)),
+        max(DEFAULT_RING_BYTES, _whole_pages(-(-vocab_size // 8))),
+    )
 
 
 def resolve(
-    kind: str,
+    profile: str,
     model: ModelInfo,
     pool_pages: int,
     operator: Mapping[str, int],
     manifest: Mapping[str, Value],
     launch: Mapping[str, Value],
 ) -> Quota:
-    """The quotas of one launch. Refused for an unknown key, a bad value, or one over a ceiling."""
-    python = kind == "python"
+    """The quotas of one launch of a program under `profile`. Refused for an unknown key, a bad
+    value, or one over a ceiling."""
+    rings = default_rings(model.vocab_size)
     value: dict[str, int | None] = {
         "kv_pages": min(DEFAULT_KV_PAGES, pool_pages),
         "embeds": 1024,
         "tokens": 4096,
         "commands": 16384,
         "top_k": model.vocab_size,
-        "ring_bytes": default_ring_bytes(model.vocab_size),
-        "memory": 4 * GIB if python else GIB,
+        "ring_bytes": rings.out,
+        "ring_in_bytes": rings.into,
+        "history": 65536,
+        "export_pages": min(DEFAULT_EXPORT_PAGES, pool_pages // 2),
+        "children": 8,
+        "subscriptions": 64,
+        "http_streams": 8,
+        "store_bytes": 64 * MIB,
+        "egress_bytes": 64 * MIB,
+        "egress_seconds": 30,
+        "memory": _MEMORY.get(profile, GIB),
         "stack": 8 * MIB,
         "fds": 64,
-        "file_size": MIB if python else 0,
+        "file_size": MIB if profile == "python" else 0,
         "cpu_seconds": None,
+        "wall_seconds": None,
         "output_bytes": MIB,
     }
     value |= operator
@@ -83,6 +109,13 @@ def resolve(
             frame_bytes=MAX_FRAME_BYTES,
             top_k=number_of["top_k"],
             ring_bytes=_whole_pages(number_of["ring_bytes"]),
+            ring_in_bytes=_whole_pages(number_of["ring_in_bytes"]),
+            history=number_of["history"],
+            export_pages=number_of["export_pages"],
+            children=number_of["children"],
+            subscriptions=number_of["subscriptions"],
+            http_streams=number_of["http_streams"],
+            store_bytes=number_of["store_bytes"],
         ),
         rlimits=Rlimits(
             address_space=number_of["memory"],
@@ -92,6 +125,9 @@ def resolve(
             stack=number_of["stack"],
         ),
         output_bytes=number_of["output_bytes"],
+        wall_seconds=value["wall_seconds"],
+        egress_bytes=number_of["egress_bytes"],
+        egress_seconds=number_of["egress_seconds"],
     )
 
 

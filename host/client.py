@@ -208,12 +208,32 @@ class Client:
         args: Sequence[str] = (),
         quotas: dict[str, str] | None = None,
         waived: Sequence[str] = (),
+        *,
+        user: str = "",
+        job: str = "",
+        egress: Sequence[str] = (),
+        record: str | os.PathLike[str] = "",
+        weather: str = "",
     ) -> Run:
-        """Asks for `program`; returns at once. `quotas` and `waived` as in `piehost launch`."""
+        """Asks for `program`; returns at once. The options as in `piehost launch`; `weather` is one
+        of `conform/weathers.py`."""
         run = Run(self, self._number())
         self._runs[run._request] = run
         path = str(Path(program).absolute())
-        self.say(wire.Launch(run._request, path, list(args), quotas or {}, list(waived)))
+        self.say(
+            wire.Launch(
+                request=run._request,
+                program=path,
+                args=list(args),
+                quotas=quotas or {},
+                waived=list(waived),
+                egress=list(egress),
+                user=user,
+                job=job,
+                record=str(Path(record).absolute()) if record else "",
+                weather=weather,
+            )
+        )
         return run
 
     # --- questions -----------------------------------------------------------------------------

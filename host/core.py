@@ -13,10 +13,10 @@ from typing import Final, Protocol
 from piehost.wire import control, step
 from piehost.wire.client import Progress, Reason
 
-from .allotment import default_ring_bytes
+from .allotment import default_rings
 from .children import Child
 from .options import Options
-from .rings import Ring, RingPool
+from .rings import RingPool, Rings, RingSizes
 
 _MAX_FAILED_STARTS: Final = 2  # deaths in a row before the backend was ready
 
@@ -82,15 +82,15 @@ class Core:
     def children(self) -> dict[str, int]:
         return {child.name: child.pid for child in (self.backend, self.controller)}
 
-    def take_ring(self, size: int, waiting: int) -> Ring | None:
-        """A ring of at least `size` octets, or None: `core_rings` says when to ask again."""
+    def take_rings(self, sizes: RingSizes, waiting: int) -> Rings | None:
+        """A pair of at least `sizes`, or None: `core_rings` says when to ask again."""
         if self.rings is None:
             return None
-        ring = self.rings.take(size)
+        rings = self.rings.take(sizes)
         self.rings.fill(waiting)
-        return ring
+        return rings
 
-    def drop_ring(self, number: int) -> None:
+    def drop_rings(self, number: int) -> None:
         """The seat of that number is dead."""
         self.backend.send(step.DropRing(ring=number))
 
@@ -149,14 +149,15 @@ class Core:
             rows=ready.rows,
             scratch_slots=ready.scratch_slots,
             policy=self._options.policy,
+            special_tokens=ready.special_tokens,
         )
         self.controller.send(configure, [tokenizer])
         os.close(tokenizer)
         self._failed_starts = 0
         self.progress = None
         self.ready = ready
-        size = default_ring_bytes(ready.model.vocab_size)
-        self.rings = RingPool(size, self._next_ring, self.backend.send)
+        sizes = default_rings(ready.model.vocab_size)
+        self.rings = RingPool(sizes, self._next_ring, self.backend.send)
         self._listener.core_loaded(ready)
 
     def _lost(self, which: str) -> None:

@@ -17,7 +17,7 @@ _BACKEND = (
 class Options(Struct, kw_only=True, frozen=True):
     """None leaves the choice to the backend."""
 
-    model: str = "default"  # "default", a folder, or a hub id
+    model: str = "default"  # "default", "scripted[:PATH.toml]", a folder, or a hub id
     device: str | None = None
     dtype: str | None = None
     engine: str | None = None
@@ -28,6 +28,7 @@ class Options(Struct, kw_only=True, frozen=True):
     threads: int | None = None
     policy: str = "work-conserving"
     quotas: dict[str, str] = {}  # the operator's: defaults and ceilings
+    egress: list[str] | None = None  # grants that those of launches must lie within
 
     def backend_arguments(self) -> list[str]:
         """As the command line of `piehost.gpu_backend` takes them."""
@@ -45,9 +46,15 @@ class Options(Struct, kw_only=True, frozen=True):
 
 
 def named_model(text: str) -> str:
-    """`text` as one name whatever the working directory: a folder becomes absolute."""
+    """`text` as one name whatever the working directory: a folder, or the path of a script,
+    becomes absolute."""
+    if text in ("default", "scripted"):
+        return text
+    kind, colon, script = text.partition(":")
+    if kind == "scripted" and colon:
+        return f"scripted:{Path(script).resolve()}" if script else text
     path = Path(text)
-    return str(path.resolve()) if text != "default" and path.is_dir() else text
+    return str(path.resolve()) if path.is_dir() else text
 
 
 def encode(options: Options) -> str:

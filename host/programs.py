@@ -1,7 +1,7 @@
-"""What `piehost launch` is given, as a program: a .py, an executable, or a folder of either.
+"""What `piehost launch` is given, as a program: a script, an executable, or a folder of either.
 
-Only metadata is read here (file type, ELF header, inferlet.toml): the host never parses a script.
-`check_syntax` does, so it is for the client's own process.
+Only metadata is read here (file type, ELF header, a #! line, inferlet.toml): the host never parses
+a script. `check_syntax` does, so it is for the client's own process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from .errors import NotFound, Refused
 from .quotas import Value
-from .sandbox import elf
+from .sandbox import elf, interpreters
 from .sandbox.failure import SpawnRefused
 
 MANIFEST: Final = "inferlet.toml"
@@ -28,13 +28,19 @@ _MAX_SCRIPT_BYTES: Final = 4 << 20
 class Program(Struct, kw_only=True):
     """Something that can be launched. `path` is absolute and real."""
 
-    kind: str  # "native" or "python"
+    profile: str  # "native", "python", or a script's interpreter
     path: str
     name: str  # safe for ids: letters, digits, dot, dash and underscore
     description: str
     cwd: str
     readable: list[str]  # beyond the profile's own
     quota: dict[str, Value]
+    children: dict[str, str] = {}  # paths of what it may spawn, in its folder, by name
+
+    @property
+    def kind(self) -> str:
+        """Who starts it: "python" is a fork of the zygote, "native" an exec."""
+        return "python" if self.profile == "python" else "native"
 
 
 class Manifest(Struct, forbid_unknown_fields=True):
@@ -45,6 +51,7 @@ class Manifest(Struct, forbid_unknown_fields=True):
     description: str = ""
     kind: str | None = None
     quota: dict[str, Value] = {}
+    children: dict[str, str] = {}
 
 
 def resolve(path_text: str) -> Program:
@@ -61,22 +68,36 @@ def resolve(path_text: str) -> Program:
         raise NotFound(
             f"there is no program {path}",
             "no such file or folder",
-            "check the path; a .py, an executable, or a folder with inferlet.toml",
+            "check the path; a script, an executable, or a folder with inferlet.toml",
         ) from error
     except (OSError, RuntimeError) as error:  # a loop of links is either
         raise _unreadable(path, error) from error
     if real.is_dir():
         return _folder(real)
-    kind = "python" if real.suffix == ".py" else "native"
-    _check_runs(real, kind)
     return Program(
-        kind=kind,
+        profile=_profile(real, None),
         path=str(real),
         name=_safe_name(path.stem),
         description="",
         cwd="/",
         readable=[str(real)],
         quota={},
+    )
+
+
+def resolve_child(parent: Program, name: str) -> Program:
+    """The program that `parent` calls `name` in its `children`. NotFound, Refused as `resolve`."""
+    folder = Path(parent.cwd)
+    entry = _inside(folder, parent.children[name], f"the child {name}")
+    return Program(
+        profile=_profile(entry, None),
+        path=str(entry),
+        name=_safe_name(name),
+        description="",
+        cwd=parent.cwd,
+        readable=parent.readable,
+        quota=parent.quota,
+        children=parent.children,
     )
 
 
@@ -107,46 +128,51 @@ def check_syntax(program: Program) -> None:
 
 def _folder(folder: Path) -> Program:
     manifest = _read_manifest(folder / MANIFEST)
-    try:
-        entry = (folder / manifest.entry).resolve()
-        found = entry.is_file()
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a null character
+    entry = _inside(folder, manifest.entry, "the entry")
+    if manifest.kind not in (None, *interpreters.KINDS):
         raise Refused(
-            f"the entry {manifest.entry!r} of {folder} cannot be followed",
-            str(error),
-            f"change `entry` in {folder / MANIFEST}",
-            "bad_manifest",
-        ) from error
-    if not entry.is_relative_to(folder):
-        raise Refused(
-            f"the entry {manifest.entry!r} lies outside {folder}",
-            "an inferlet may read its own folder only",
-            f"move it there, or change `entry` in {folder / MANIFEST}",
-            "bad_manifest",
-        )
-    if not found:
-        raise NotFound(
-            f"the entry {manifest.entry!r} of {folder} is not there",
-            f"{MANIFEST} names it",
-            "build it (a C inferlet: make), or change `entry`",
-        )
-    kind = manifest.kind or ("python" if entry.suffix == ".py" else "native")
-    if kind not in ("native", "python"):
-        raise Refused(
-            f"kind {kind!r} in {folder / MANIFEST} is unknown",
-            hint="native or python",
+            f"kind {manifest.kind!r} in {folder / MANIFEST} is unknown",
+            hint=", ".join(interpreters.KINDS),
             code="bad_manifest",
         )
-    _check_runs(entry, kind)
     return Program(
-        kind=kind,
+        profile=_profile(entry, manifest.kind),
         path=str(entry),
         name=_safe_name(manifest.name or folder.name),
         description=manifest.description,
         cwd=str(folder),
         readable=[str(folder)],
         quota=manifest.quota,
+        children=manifest.children,
     )
+
+
+def _inside(folder: Path, text: str, what: str) -> Path:
+    """The real path of the file that the manifest of `folder` names. NotFound, or Refused."""
+    try:
+        path = (folder / text).resolve()
+        found = path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a null character
+        raise Refused(
+            f"{what} {text!r} of {folder} cannot be followed",
+            str(error),
+            f"change it in {folder / MANIFEST}",
+            "bad_manifest",
+        ) from error
+    if not path.is_relative_to(folder):
+        raise Refused(
+            f"{what} {text!r} lies outside {folder}",
+            "an inferlet may read its own folder only",
+            f"move it there, or change it in {folder / MANIFEST}",
+            "bad_manifest",
+        )
+    if not found:
+        raise NotFound(
+            f"{what} {text!r} of {folder} is not there",
+            f"{MANIFEST} names it",
+            f"build it (in C: make), or change it in {folder / MANIFEST}",
+        )
+    return path
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -172,20 +198,24 @@ def _read_manifest(path: Path) -> Manifest:
         raise Refused(
             f"{path} is wrong",
             str(error),
-            "keys: entry, name, description, kind, and a table [quota]",
+            "keys: entry, name, description, kind, and the tables [quota] and [children]",
             "bad_manifest",
         ) from error
 
 
-def _check_runs(path: Path, kind: str) -> None:
-    """Refused unless the file can run on this machine as `kind`."""
+def _profile(path: Path, asked: str | None) -> str:
+    """What runs the file, `asked` in its manifest if at all. Refused unless it can run here."""
     if not path.is_file():
         raise Refused(f"{path} is no regular file", code="not_executable")
     try:
-        if kind == "native":
+        profile = interpreters.kind_of(str(path), asked)
+        if profile == "native":
             elf.interpreter(str(path))
-        else:
-            path.open("rb").close()
+            return profile
+        if profile in interpreters.INTERPRETERS:
+            interpreters.locate(profile)
+        path.open("rb").close()
+        return profile
     except OSError as error:
         raise _unreadable(path, error) from error
     except SpawnRefused as refused:

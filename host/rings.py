@@ -1,7 +1,8 @@
 """A pool of rings that the backend has mapped already, so that a launch never waits for it.
 
-A ring's number is its seat's number, and seats must grow in launch order: rings are made in order
-and taken in order. A launch that needs a larger one than the pool's therefore drops those before.
+An entry is a pair: ring out and ring in. Its number is its seat's number, and seats must grow in
+launch order: pairs are made in order and taken in order. A launch that needs larger ones than the
+pool's therefore drops those before.
 """
 
 from __future__ import annotations
@@ -12,46 +13,66 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from piehost.host.shm import create_ring, seal_ring
+from piehost.host.shm import create_ring, create_ring_in, seal_ring
 from piehost.wire.step import AddRing, DropRing
 
 READY_RINGS = 32
 
 
-class Ring(Struct, frozen=True):
-    """A sealed ring. The taker closes `fd` when it has passed it on."""
+class RingSizes(Struct, frozen=True):
+    """In octets."""
+
+    out: int
+    into: int
+
+    def hold(self, other: RingSizes) -> bool:
+        return self.out >= other.out and self.into >= other.into
+
+    def at_least(self, other: RingSizes) -> RingSizes:
+        return RingSizes(max(self.out, other.out), max(self.into, other.into))
+
+
+class Rings(Struct, frozen=True):
+    """A sealed pair. The taker closes `out` and `into` when it has passed them on."""
 
     number: int
-    fd: int
-    size: int
+    out: int
+    into: int
+    sizes: RingSizes
+
+    def close(self) -> None:
+        os.close(self.out)
+        os.close(self.into)
 
 
 class RingPool:
     """Rings of one backend. `send(message, fds)` reaches it."""
 
     def __init__(
-        self, size: int, first_number: int, send: Callable[[AddRing | DropRing, list[int]], None]
+        self,
+        sizes: RingSizes,
+        first_number: int,
+        send: Callable[[AddRing | DropRing, list[int]], None],
     ) -> None:
-        self.size = size
+        self.sizes = sizes
         self.next_number = first_number
         self._send = send
-        self._ready: deque[Ring] = deque()
-        self._coming: deque[Ring] = deque()  # in number order; the backend answers in order
+        self._ready: deque[Rings] = deque()
+        self._coming: deque[Rings] = deque()  # in number order; the backend answers in order
         self.fill(0)
 
     @property
     def ready(self) -> int:
         return len(self._ready)
 
-    def take(self, size: int) -> Ring | None:
-        """A ring of at least `size` octets, or None: then it comes, and the caller asks again."""
-        if size > self.size:
-            rings = [*self._ready, *self._coming]
-            found = next((ring for ring in rings if ring.size >= size), None)
-            if found is None:
-                self._make(size)
+    def take(self, sizes: RingSizes) -> Rings | None:
+        """A pair of at least `sizes`, or None: then it comes, and the caller asks again."""
+        if not self.sizes.hold(sizes):
+            made = [*self._ready, *self._coming]
+            if not any(rings.sizes.hold(sizes) for rings in made):
+                self._make(self.sizes.at_least(sizes))
                 return None
-            while self._ready and self._ready[0].size < size:
+            while self._ready and not self._ready[0].sizes.hold(sizes):
                 self.drop(self._ready.popleft())
         return self._ready.popleft() if self._ready else None
 
@@ -60,29 +81,35 @@ class RingPool:
         have = len(self._ready) + len(self._coming)
         if have < max(READY_RINGS // 2, waiting):
             for _ in range(READY_RINGS + waiting - have):
-                self._make(self.size)
+                self._make(self.sizes)
 
-    def _make(self, size: int) -> None:
-        ring = Ring(self.next_number, create_ring(f"piehost-ring-{self.next_number}", size), size)
+    def _make(self, sizes: RingSizes) -> None:
+        number = self.next_number
+        out = create_ring(f"piehost-ring-out-{number}", sizes.out)
+        try:
+            into = create_ring_in(f"piehost-ring-in-{number}", sizes.into)
+        except BaseException:
+            os.close(out)
+            raise
         self.next_number += 1
-        self._coming.append(ring)
-        self._send(AddRing(ring=ring.number, size=size), [ring.fd])
+        self._coming.append(Rings(number, out, into, sizes))
+        self._send(AddRing(ring=number, size=sizes.out, in_size=sizes.into), [out, into])
 
     def mapped(self, number: int) -> None:
-        """The backend has mapped ring `number` for writing: nobody else can from here on."""
+        """The backend has mapped pair `number`: nobody else can write its ring out from here on."""
         if self._coming and self._coming[0].number == number:
-            ring = self._coming.popleft()
-            seal_ring(ring.fd)
-            self._ready.append(ring)
+            rings = self._coming.popleft()
+            seal_ring(rings.out)
+            self._ready.append(rings)
 
-    def drop(self, ring: Ring) -> None:
-        """An unused ring goes away, in the backend too."""
-        os.close(ring.fd)
-        self._send(DropRing(ring=ring.number), [])
+    def drop(self, rings: Rings) -> None:
+        """An unused pair goes away, in the backend too."""
+        rings.close()
+        self._send(DropRing(ring=rings.number), [])
 
     def close(self) -> None:
         """The backend is gone."""
-        for ring in (*self._ready, *self._coming):
-            os.close(ring.fd)
+        for rings in (*self._ready, *self._coming):
+            rings.close()
         self._ready.clear()
         self._coming.clear()

@@ -1,12 +1,14 @@
 """One launched inferlet's life: descriptors, start, death, accounts.
 
-A seat goes starting -> running -> ending -> done. It is done when its process is dead and the
-controller has freed what it held; only then does the client hear the end.
+A seat goes starting -> running -> ending -> done. It is done when its process is dead, the
+controller has freed what it held, and its children are done; only then does its owner hear the end.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import importlib.metadata
 import os
 import signal
 import socket
@@ -21,20 +23,24 @@ from piehost.host.shm import sealed_memfd
 from piehost.wire import control, launch
 from piehost.wire.client import (
     EXIT_HOST,
-    EXIT_NOT_FOUND,
-    EXIT_REFUSED,
     Ended,
     Failed,
-    HostToClient,
     InferletInfo,
     Reason,
     Usage,
 )
+from piehost.wire.recording import RECORDING_VERSION, Head
 
+from . import endings
 from .allotment import Quota
+from .conform.weather import Weather
+from .errors import HostError
+from .family import Family
 from .output import Output
 from .programs import Program
-from .rings import Ring
+from .recording import Recorder
+from .rings import Rings
+from .tap import Tap
 
 ENVIRONMENT: Final = {
     "PIEHOST_ABI": str(ABI_VERSION),
@@ -42,19 +48,64 @@ ENVIRONMENT: Final = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/",
 }
-_ENOENT: Final = 2
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("piehost")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "0+checkout"
+
+
+VERSION: Final = _version()
 
 
 class SeatListener(Protocol):
     """What a seat tells its host."""
-
-    def seat_output(self, seat: Seat, stream: int, data: bytes) -> None: ...
 
     def seat_dead(self, seat: Seat) -> None:
         """Its process is gone, or never was: what it held can be freed."""
 
     def seat_done(self, seat: Seat) -> None:
         """The last call: `seat.result()` is final."""
+
+
+class Owner(Protocol):
+    """Who an inferlet runs for. Told `refused`, or `admitted`, perhaps `started`, and `done`."""
+
+    child: int  # the number of the `Spawn` that it was started for, if a parent did
+
+    @property
+    def parent(self) -> Seat | None: ...
+
+    @property
+    def seat(self) -> Seat | None:
+        """None until it is admitted."""
+
+    @property
+    def client_pid(self) -> int: ...
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """What its run is recorded with."""
+
+    @property
+    def weather(self) -> Weather | None:
+        """How the connection of a recorded run behaves; None: as ever."""
+
+    def refused(self, error: HostError) -> None:
+        """It was never admitted, and will not be."""
+
+    def admitted(self, seat: Seat) -> None:
+        """The controller knows of it."""
+
+    def started(self, seat: Seat) -> None:
+        """Its process runs."""
+
+    def output(self, stream: int, data: bytes) -> None: ...
+
+    def done(self, seat: Seat) -> None:
+        """`seat.result()` is final."""
 
 
 class Seat:
@@ -64,35 +115,37 @@ class Seat:
     def __init__(
         self,
         listener: SeatListener,
-        ring: Ring,
+        rings: Rings,
         program: Program,
         quota: Quota,
-        client_pid: int,
-        request: int,
+        family: Family,
+        owner: Owner,
         generation: int,
     ) -> None:
-        self.number = ring.number
-        self.id = f"{program.name}-{ring.number}"
+        self.number = rings.number
+        self.id = f"{program.name}-{rings.number}"
         self.program = program
         self.quota = quota
-        self.client_pid = client_pid
-        self.request = request
+        self.family = family
+        self.owner = owner
         self.generation = generation
+        self.children: set[Owner] = set()
         self.pid = 0  # until it is spawned
-        self.untaken = 0  # the weight of its client's messages that it has not received
-        self.held: list[HostToClient] = []  # for the client, once it is spawned
         self.state = "starting"
         self.stats = control.SeatStats()
         self._listener = listener
-        self._ring_fd = ring.fd
+        self._rings = rings
         self._outputs: list[Output] = []
+        self._tap: Tap | None = None  # if its run is recorded
+        self._heard_out = False  # it is dead, and the controller has all that it wrote
         self.pidfd = -1
         self._began = time.monotonic()
+        self._alarm: asyncio.TimerHandle | None = None
         self._status: int | None = None  # waitpid's
         self._spawn_failed: launch.SpawnFailed | None = None
         self._usage: Usage | None = None
         self._reason: Reason | None = None  # why it was ended, if it did not end by itself
-        self._released = False
+        self.freed = False  # the controller holds nothing of it any more
         self.admitted = False  # the controller knows of it
 
     # --- start ---------------------------------------------------------------------------------
@@ -100,35 +153,63 @@ class Seat:
     def start(
         self,
         args: list[str],
-        waived: list[str],
         model: ModelInfo,
         vocabulary: int,
         admit: Callable[[control.Admit, list[int]], None],
         spawn: Callable[[launch.Spawn, list[int]], None],
     ) -> None:
         """Tells the controller and the launcher of it. OSError if descriptors are used up."""
+        family, limits, parent = self.family, self.quota.limits, self.owner.parent
+        if parent is None:
+            family.job = family.job or self.id
+            self._set_deadline()
         startup = Startup(
-            abi=ABI_VERSION, id=self.id, args=args, models=[model], limits=self.quota.limits
+            abi=ABI_VERSION,
+            version=VERSION,
+            id=self.id,
+            user=family.user,
+            job=family.job,
+            deadline=family.deadline,
+            args=args,
+            models=[model],
+            limits=limits,
         )
+        recorder, weather = self.owner.recorder, self.owner.weather
+        shown = weather.startup(startup) if weather else msgspec.msgpack.encode(startup)
         with contextlib.ExitStack() as ours:
 
             def own(fd: int) -> int:
                 ours.callback(os.close, fd)
                 return fd
 
-            ring = own(self._ring_fd)
+            rings = [own(self._rings.out), own(self._rings.into)]
             stdin = own(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
-            controller_end, inferlet_end = map(ours.enter_context, socket.socketpair())
-            block = own(sealed_memfd("piehost-startup", msgspec.msgpack.encode(startup)))
+            if recorder is not None:
+                self._tap = Tap(recorder, startup, self._rings, weather)
+                ends = self._tap.controller_end, self._tap.inferlet_end
+            else:
+                ends = socket.socketpair()
+            controller_end, inferlet_end = map(ours.enter_context, ends)
+            block = own(sealed_memfd("piehost-startup", shown))
             # opened anew: read-only, and with an offset that no other inferlet moves
             vocab = own(os.open(f"/proc/self/fd/{vocabulary}", os.O_RDONLY | os.O_CLOEXEC))
             writers = [own(self._open_output(stream)) for stream in (1, 2)]
-            limits = self.quota.limits
+            if recorder is not None:
+                recorder.begin(self._head(startup, vocab), self.condemn)
             admit(
-                control.Admit(seat=self.number, id=self.id, limits=limits),
+                control.Admit(
+                    seat=self.number,
+                    id=self.id,
+                    limits=limits,
+                    user=family.user,
+                    job=family.job,
+                    parent=parent.number if parent is not None else 0,
+                    child=self.owner.child,
+                ),
                 [controller_end.fileno()],
             )
             self.admitted = True
+            self.owner.admitted(self)
             spawn(
                 launch.Spawn(
                     seat=self.number,
@@ -137,13 +218,39 @@ class Seat:
                     argv=[self.program.path, *args] if self.program.kind == "native" else [],
                     env=ENVIRONMENT,
                     cwd=self.program.cwd,
-                    profile=self.program.kind,
+                    profile=self.program.profile,
                     readable=self.program.readable,
                     limits=self.quota.rlimits,
-                    waived=waived,
+                    waived=family.waived,
                 ),
-                [stdin, *writers, inferlet_end.fileno(), ring, block, vocab],
+                [stdin, *writers, inferlet_end.fileno(), *rings, block, vocab],
             )
+
+    def _head(self, startup: Startup, vocabulary: int) -> Head:
+        return Head(
+            version=RECORDING_VERSION,
+            program=self.program.name,
+            kind=self.program.profile,
+            startup=startup,
+            vocabulary=os.pread(vocabulary, os.fstat(vocabulary).st_size, 0),
+            ring_bytes=self._rings.sizes.out,
+            ring_in_bytes=self._rings.sizes.into,
+            began=time.time(),
+        )
+
+    def _set_deadline(self) -> None:
+        """From here on; the descendants have no later one, since they end with this one."""
+        seconds = self.quota.wall_seconds
+        if seconds is None:
+            return
+        self.family.deadline = time.time() + seconds
+        reason = Reason(
+            code="wall_seconds",
+            what="the inferlet ran out of time",
+            why=f"quota wall_seconds is {seconds}",
+            hint="--quota wall_seconds=N with a larger N",
+        )
+        self._alarm = asyncio.get_running_loop().call_later(seconds, self.end, reason)
 
     def _open_output(self, stream: int) -> int:
         reader, writer = os.pipe()
@@ -153,10 +260,15 @@ class Seat:
                 reader,
                 name,
                 self.quota.output_bytes,
-                lambda data: self._listener.seat_output(self, stream, data),
+                lambda data: self._written(stream, data),
             )
         )
         return writer
+
+    def _written(self, stream: int, data: bytes) -> None:
+        if self._tap is not None:
+            self._tap.written(stream, data)
+        self.owner.output(stream, data)
 
     def spawned(self, pid: int, pidfd: int) -> None:
         self.pid = pid
@@ -165,6 +277,7 @@ class Seat:
             self.state = "running"
         else:
             self._kill()
+        self.owner.started(self)
 
     # --- death ---------------------------------------------------------------------------------
 
@@ -175,6 +288,17 @@ class Seat:
         if self.state in ("starting", "running"):
             self.state = "ending"
             self._kill()
+
+    def condemn(self, reason: Reason) -> None:
+        """`end` for what it did: that counts even if it has exited by itself meanwhile."""
+        if self._status is not None and self._reason is None and self.state != "done":
+            self._reason, self._status = reason, signal.SIGKILL
+        self.end(reason)
+
+    @property
+    def dead(self) -> bool:
+        """It has no process, and will not have one."""
+        return self._status is not None or self._spawn_failed is not None
 
     def _kill(self) -> None:
         if self.pidfd >= 0:
@@ -193,25 +317,36 @@ class Seat:
         )
         self._status = message.status
         if self._reason is None:
-            self._reason = _reason_of(message, self.quota)
+            self._reason = endings.reason_of(message, self.quota)
         else:  # ended for cause, even if it saw its connection end and exited before the signal
             self._status = signal.SIGKILL
         self._dead()
 
     def launcher_lost(self, reason: Reason) -> None:
         """Nobody will report its exit; the kernel kills it with its launcher, and so do we."""
-        if self._status is None and self._spawn_failed is None:
+        if not self.dead:
             self.end(reason)
             self._status = signal.SIGKILL
             self._dead()
 
     def _dead(self) -> None:
         self.state = "ending"
+        if self._alarm is not None:
+            self._alarm.cancel()
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
         for output in self._outputs:
             output.finish()
+        if self._tap is not None:
+            self._tap.finish(self._is_heard_out, wait=not self.freed)
+        else:
+            self._is_heard_out()
+
+    def _is_heard_out(self) -> None:
+        self._heard_out = True
+        if self.owner.recorder is not None and self._status is not None:
+            self.owner.recorder.flush()
         self._listener.seat_dead(self)
         self._check_done()
 
@@ -219,27 +354,30 @@ class Seat:
         """The controller has freed what it held (`stats`), or is dead itself (nil)."""
         if stats is not None:
             self.stats = stats
-        self._released = True
+        self.freed = True
+        self._check_done()
+
+    def child_left(self) -> None:
+        """One of `children` is no more."""
         self._check_done()
 
     def _check_done(self) -> None:
-        dead = self._status is not None or self._spawn_failed is not None
-        if dead and self._released and self.state != "done":
+        if self._heard_out and self.freed and not self.children and self.state != "done":
             self.state = "done"
             self._listener.seat_done(self)
 
     # --- accounts ------------------------------------------------------------------------------
 
-    def result(self) -> Ended | Failed:
-        """The last answer to the client, once the seat is done."""
+    def result(self, request: int) -> Ended | Failed:
+        """The last answer to the client's `request`, once the seat is done."""
         if self._spawn_failed is not None and self._reason is None:
-            return _failed_spawn(self.request, self.program, self._spawn_failed)
+            return endings.failed_spawn(request, self.program, self._spawn_failed)
         code = EXIT_HOST
-        if self._status is not None and not _is_ours(self._reason):
+        if self._status is not None and not endings.is_ours(self._reason):
             code = os.waitstatus_to_exitcode(self._status)
             code = code if code >= 0 else 128 - code
         return Ended(
-            request=self.request,
+            request=request,
             code=code,
             reason=self._reason,
             stats=self.stats,
@@ -251,54 +389,11 @@ class Seat:
             id=self.id,
             program=self.program.path,
             pid=self.pid,
-            client_pid=self.client_pid,
+            client_pid=self.owner.client_pid,
             state=self.state,
             seconds=time.monotonic() - self._began,
             stats=stats or self.stats,
+            user=self.family.user,
+            job=self.family.job,
+            parent=self.owner.parent.id if self.owner.parent is not None else "",
         )
-
-
-def _is_ours(reason: Reason | None) -> bool:
-    """piehost's own failure, rather than the inferlet's or somebody's wish."""
-    return reason is not None and (reason.code.endswith("_lost") or reason.code == "host_ended")
-
-
-def _reason_of(exited: launch.Exited, quota: Quota) -> Reason | None:
-    """Why a process that nobody ended is dead; None if it returned an exit code."""
-    if not os.WIFSIGNALED(exited.status):
-        return None
-    number = os.WTERMSIG(exited.status)
-    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    if exited.violation is not None:
-        return Reason(
-            code="sandbox",
-            what=f"killed by the sandbox: {exited.violation}",
-            why="the inferlet made a system call that its profile forbids",
-            hint="`piehost doctor` lists what the sandbox stops",
-        )
-    if number in (signal.SIGXCPU, signal.SIGKILL) and quota.rlimits.cpu_seconds is not None:
-        return Reason(
-            code="cpu_seconds",
-            what="the inferlet used up its processor time",
-            why=f"quota cpu_seconds is {quota.rlimits.cpu_seconds}",
-            hint="--quota cpu_seconds=N with a larger N",
-        )
-    return Reason(
-        code="signal",
-        what=f"the inferlet was killed by {name}",
-        why="it crashed" if number != signal.SIGKILL else "somebody killed it",
-    )
-
-
-def _failed_spawn(request: int, program: Program, failed: launch.SpawnFailed) -> Failed:
-    missing = failed.stage == "exec" and failed.errno == _ENOENT
-    return Failed(
-        request=request,
-        code=EXIT_NOT_FOUND if missing else EXIT_REFUSED,
-        reason=Reason(
-            code=f"spawn_{failed.stage}",
-            what=f"cannot start {program.path}",
-            why=f"{failed.stage}: {failed.message}",
-            hint=failed.hint,
-        ),
-    )

@@ -26,7 +26,7 @@ Exit codes:
 | code | when |
 |---|---|
 | the inferlet's own | it ended by itself |
-| 1 | `doctor`: a control of the sandbox is missing |
+| 1 | `conform`: a rule is broken; `doctor`: a control is missing; `replay`: something differs |
 | 2 | wrong usage |
 | 125 | piehost itself failed |
 | 126 | the program is refused: it cannot run here |

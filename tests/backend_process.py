@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
-from piehost.host.shm import create_ring, seal_ring
+from piehost.host.shm import create_ring, create_ring_in, seal_ring
 from piehost.wire.link import Link
 from piehost.wire.step import (
     AddRing,
@@ -61,9 +61,12 @@ class BackendProcess:
         return done
 
     def add_ring(self, ring: int, size: int) -> int:
-        """A ring as a host makes it: created, mapped by the backend, sealed."""
+        """Rings as a host makes them: created, mapped by the backend, ring out sealed. Returns
+        ring out; ring in takes no part where this is used."""
         fd = create_ring(f"ring-{ring}", size)
-        self.host.send(AddRing(ring, size), [fd])
+        into = create_ring_in(f"ring-in-{ring}", size)
+        self.host.send(AddRing(ring, size, size), [fd, into])
+        os.close(into)
         assert self._arrived(self.host) == [(RingMapped(ring), [])]
         seal_ring(fd)
         return fd

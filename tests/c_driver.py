@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import select
 import signal
@@ -24,7 +25,8 @@ from inferlet import abi
 ROOT = Path(__file__).parents[1]
 C = ROOT / "bindings" / "c"
 INFERLETS = ROOT / "inferlets" / "c"
-DRIVER = C / "build" / "driver.gcc"
+TEST_CC = os.environ.get("TEST_CC", "gcc").split()[0]  # also of the Makefile
+DRIVER = C / "build" / f"driver.{TEST_CC}"
 Command = list[Any]
 WAIT_S = 20.0
 GREEDY = "0 0 1 0 nil"  # the driver's words for greedy sampling, up to the stop list
@@ -50,6 +52,13 @@ LIMITS = {
     "frame_bytes": 65536,
     "top_k": 1024,
     "ring_bytes": 4096,
+    "ring_in_bytes": 8192,
+    "history": 65536,
+    "export_pages": 512,
+    "children": 8,
+    "subscriptions": 64,
+    "http_streams": 4,
+    "store_bytes": 1 << 33,
 }
 PIECES = [b"<s>", b"</s>", *(bytes([i]) for i in range(256)), "€".encode() * 3]
 
@@ -57,7 +66,11 @@ PIECES = [b"<s>", b"</s>", *(bytes([i]) for i in range(256)), "€".encode() * 3
 def startup_block(args: list[str] | None = None, **model: object) -> bytes:
     startup = {
         "abi": 1,
+        "version": "0",
         "id": "c1",
+        "user": "tester",
+        "job": "c1",
+        "deadline": None,
         "args": args or [],
         "models": [{**MODEL, **model}],
         "limits": LIMITS,
@@ -95,7 +108,8 @@ def answers(*items: list[Any]) -> bytes:
 
 
 class Program:
-    """A running program. `lines` go to its standard input; `output` is standard output."""
+    """A running program. `lines` go to its standard input; `output` is standard output; `ring_out`
+    and `ring_in` are what it shares with the backend at descriptors 4 and 5."""
 
     def __init__(
         self,
@@ -117,18 +131,21 @@ class Program:
         files = []
         for data in (
             ring,
+            bytes(LIMITS["ring_in_bytes"]),
             startup_block() if block is None else block,
             vocab_table() if vocab is None else vocab,
         ):
             fd = os.memfd_create("given")
             os.write(fd, data)
             files.append(fd)
+        self.ring_out = mmap.mmap(files[0], len(ring))
+        self.ring_in = mmap.mmap(files[1], LIMITS["ring_in_bytes"])
         stdin, self._stdin = os.pipe()
         self._stdout, stdout = os.pipe()
         self._stderr, stderr = os.pipe()
         # out of the way of the numbers they are to get
         given = {0: stdin, 1: stdout, 2: stderr, 3: child.detach()}
-        given |= dict(zip((4, 6, 7), files, strict=True))
+        given |= dict(zip((4, 5, 6, 7), files, strict=True))
         moved = {n: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for n, fd in given.items()}
         self.pid = os.posix_spawn(
             argv[0],
@@ -151,6 +168,8 @@ class Program:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
         self.peer.close()
+        self.ring_out.close()
+        self.ring_in.close()
         for fd in (self._stdin, self._stdout, self._stderr):
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -270,6 +289,8 @@ class Tiny:
         self.messages = b""
         self.forwards: list[int] = []  # inputs of each that was carried out
         self.ring_write: Any = None
+        self.samples: list[Any] = []  # the parameters of each, from the temperature on
+        self.exports: dict[str, tuple[list[tuple[int, int] | None], bytes]] = {}
 
     def serve(self) -> None:
         """Serves until the program has ended or waits for nothing that it asked."""
@@ -296,7 +317,7 @@ class Tiny:
         value = getattr(self, f"op_{op}", lambda *_: None)(*fields)
         if request is not None:
             self.held.append([0, request, value])
-            lazy = op == 19 and fields[-1]
+            lazy = op == 19 and fields[9]
             if not lazy or len(self.held) == 16:
                 self.release()
 
@@ -308,7 +329,15 @@ class Tiny:
         self.pages[kv] = pages
 
     def op_9(self, queue: int, kv: int, first: int, pages: int | None) -> None:
-        del self.pages[kv]
+        if pages is None:
+            del self.pages[kv]
+        else:
+            assert pages >= 1 and first + pages <= self.pages[kv]
+
+    def op_11(self, queue: int, source: list[int], target: list[int]) -> None:
+        assert source[2] == target[2]
+        for i in range(source[2]):
+            self.slots[target[0], target[1] + i] = self.slots[source[0], source[1] + i]
 
     def op_16(self, queue: int, target: list[int], tokens: list[int], at: int) -> None:
         for i, ref in enumerate(tokens):
@@ -347,14 +376,36 @@ class Tiny:
         self.ring_write(offset, struct.pack("<If", token, 1.0))
         return 1
 
-    def op_19(self, queue: int, emb: list[int], token: int, *sampling: Any) -> int | None:
+    def op_19(self, queue: int, emb: list[int], token: int, *sampling: Any) -> Any:
+        self.samples.append(sampling)
         hidden = self.embeds[emb[0], emb[1]]
         if hidden is None:
             self.late[token] = None
             return None
         value = int(hidden[0])
         self.late[token] = None if value in sampling[5] else value
-        return value
+        logprobs = sampling[13]
+        return [value, -1.0, 0] if logprobs else value
+
+    def op_42(
+        self, queue: int, name: str, pages: list[list[int]], meta: bytes, lease: None
+    ) -> None:
+        assert name not in self.exports and len(meta) <= abi.MAX_META_BYTES
+        places = [(kv, i) for kv, at, n in pages for i in range(16 * at, 16 * (at + n))]
+        self.exports[name] = ([self.slots.get(place) for place in places], meta)
+
+    def op_43(self, name: str) -> None:
+        del self.exports[name]
+
+    def op_44(self, queue: int, kv: int, name: str) -> list[Any]:
+        slots, meta = self.exports[name]
+        self.pages[kv] = len(slots) // 16
+        self.slots |= {(kv, i): pair for i, pair in enumerate(slots) if pair is not None}
+        return [self.pages[kv], meta]
+
+    def op_45(self, prefix: str, after: str) -> list[list[Any]]:
+        names = sorted(n for n in self.exports if n.startswith(prefix) and n > after)
+        return [[n, len(self.exports[n][0]) // 16, "c1", None] for n in names[:2]]
 
     def op_20(self, model: int, text: str, special: bool) -> list[int]:
         return [0] * special + [2 + octet for octet in text.encode()]

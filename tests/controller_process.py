@@ -7,6 +7,7 @@ import select
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from piehost.wire import control
 from piehost.wire.link import Link
 from piehost.wire.step import Step
 
-from .toy_device import ToyDevice
+from .toy_device import HIDDEN_SIZE, ToyDevice
 
 VOCAB = 1000
 PAGE = 8
@@ -30,6 +31,13 @@ LIMITS = abi.Limits(
     frame_bytes=65536,
     top_k=VOCAB,
     ring_bytes=65536,
+    ring_in_bytes=65536,
+    history=4096,
+    export_pages=32,
+    children=4,
+    subscriptions=16,
+    http_streams=4,
+    store_bytes=65536,
 )
 
 
@@ -77,6 +85,13 @@ class Peer:
             self._split()
         return result(self._answers.pop(request))
 
+    def arrived(self) -> list[int]:
+        """The requests answered so far, without waiting."""
+        while select.select([self.sock], [], [], 0)[0] and (data := self.sock.recv(1 << 16)):
+            self._data += data
+            self._split()
+        return self.order
+
     def answered(self, request: int) -> bool:
         return request in self._answers
 
@@ -117,6 +132,10 @@ class ControllerProcess:
         policy: str = "work-conserving",
         chunk: int = 64,
         unknown: bool = True,
+        traits: Sequence[str] = ("Forward", "InputEmbed", "OutputEmbed"),
+        tokenizer: bytes | None = None,
+        chat_template: str | None = None,
+        special_tokens: dict[str, str] | None = None,
     ) -> None:
         host, host_end = socket.socketpair()
         backend, backend_end = socket.socketpair()
@@ -140,27 +159,43 @@ class ControllerProcess:
         self.model = abi.ModelInfo(
             name="toy",
             description="",
-            traits=["Forward"],
+            traits=[*traits],
             architecture="toy",
             page_size=PAGE,
             vocab_size=VOCAB,
-            hidden_size=4,
+            hidden_size=HIDDEN_SIZE,
             max_context=512,
             bos_token=None,
             eos_tokens=[0],
-            chat_template=None,
+            chat_template=chat_template,
         )
-        fd = sealed_memfd("tokenizer", tokenizer_json(unknown))
+        fd = sealed_memfd("tokenizer", tokenizer or tokenizer_json(unknown))
         self.host.send(
-            control.Configure(self.model, pages, 256, 512, policy=policy, chunk_tokens=chunk), [fd]
+            control.Configure(
+                self.model,
+                pages,
+                256,
+                512,
+                policy=policy,
+                chunk_tokens=chunk,
+                special_tokens=special_tokens or {},
+            ),
+            [fd],
         )
         os.close(fd)
 
-    def admit(self, **limits: int) -> tuple[int, Peer]:
+    def admit(
+        self, user: str = "", job: str = "", parent: int = 0, child: int = 0, **limits: int
+    ) -> tuple[int, Peer]:
         self._seats += 1
         ours, theirs = socket.socketpair()
         merged = msgspec.structs.replace(LIMITS, **limits)
-        self.host.send(control.Admit(self._seats, f"i{self._seats}", merged), [theirs.fileno()])
+        self.device.rings_in[self._seats] = bytearray(merged.ring_in_bytes)
+        self.device.rings_out[self._seats] = bytearray(merged.ring_bytes)
+        self.host.send(
+            control.Admit(self._seats, f"i{self._seats}", merged, user, job, parent, child),
+            [theirs.fileno()],
+        )
         theirs.close()
         self._peers.append(Peer(ours))
         return self._seats, self._peers[-1]

@@ -35,6 +35,7 @@ class Terminal:
         self.directory = directory
         self.environment = {**os.environ, "XDG_RUNTIME_DIR": str(directory)}
         self.environment.pop("PIEHOST_SOCKET", None)
+        self.environment["PIEHOST_STORE"] = str(directory / "store.sqlite3")
 
     @property
     def run_dir(self) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from piehost.host.shm import create_ring, seal_ring, sealed_memfd
+from piehost.host.shm import RingReader, create_ring, create_ring_in, seal_ring, sealed_memfd
 from piehost.wire.launch import Exited, LauncherToHost, Rlimits, Spawn, Spawned, SpawnFailed
 from piehost.wire.link import Link
 
@@ -53,7 +53,9 @@ class Running:
         out, out_end = os.pipe()
         err, err_end = os.pipe()
         self._pipes = (out, err)
-        fds = [null, out_end, err_end, theirs.fileno(), ring]
+        ring_in = create_ring_in("ring in", 1 << 16)
+        self.ring_in = RingReader(ring_in, 1 << 16)
+        fds = [null, out_end, err_end, theirs.fileno(), ring, ring_in]
         block = msgspec.msgpack.encode({"args": spawn.argv[1:]})
         fds += [sealed_memfd("startup", block), sealed_memfd("vocab", b"vocab")]
         launcher.link.send(spawn, fds)

@@ -79,7 +79,8 @@ def test_ready_tells_what_was_loaded(
     assert model.architecture == "LlamaForCausalLM"
     assert (model.page_size, model.vocab_size, model.max_context) == (8, VOCAB_SIZE, 512)
     assert (model.bos_token, model.eos_tokens) == (0, [1])
-    assert model.traits == ["Allocate", "Forward", "InputText", "Tokenize", "OutputText"]
+    outputs = ["OutputText", "OutputEmbed", "InputEmbed"]
+    assert model.traits == ["Allocate", "Forward", "InputText", "Tokenize", *outputs]
     fractions = [progress.fraction for progress in backend.progress]
     assert len(fractions) > 3
     assert fractions == sorted(fractions)

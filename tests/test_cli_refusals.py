@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -143,11 +144,17 @@ def test_run_directory_that_others_can_write(terminal: Terminal, tmp_path: Path)
 def test_wrong_usage_is_exit_code_2(terminal: Terminal) -> None:
     assert b"9" in terminal.run("serve", "--page-size", 9, check=2).stderr
     assert b"No such option" in terminal.run("launch", "--nonsense", "x.py", check=2).stderr
+    theirs = terminal.run("launch", "x.py", "--prompt", "Hi", check=2)
+    assert b"-- --prompt" in theirs.stderr, "where the program's options go"
     both = terminal.run("launch", "--kv-pages", 9, "--kv-memory", 0.5, "x.py", check=2)
     assert b"not both" in both.stderr
     degraded = terminal.run("launch", "--allow-degraded", "nonsense", "x.py", check=2)
     assert b"seccomp" in degraded.stderr and b"landlock" in degraded.stderr
     assert b"No such command" in terminal.run("nonsense", check=2).stderr
+
+
+def test_version(terminal: Terminal) -> None:
+    assert re.fullmatch(rb"piehost \d\S*\n", terminal.run("--version", check=0).stdout)
 
 
 def test_run_directory_with_a_long_path(tmp_path: Path) -> None:

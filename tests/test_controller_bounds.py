@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+
+import msgspec
+import psutil
 import pytest
 from inferlet import abi, errors
 
@@ -181,3 +185,154 @@ def test_a_forward_that_cannot_be_split_finds_room_beside_a_chain(
     chained.ask(abi.Tokenize(99, 0, "w1"))
     assert not chained.answered(149)
     controller.wait(chained, 149)
+
+
+TOKENS = 20_000
+LARGE: list[abi.Command] = [
+    abi.EmbedTxt(None, Q, (EMB, 0), [300] * TOKENS, 0),
+    abi.EmbedTxt(None, Q, (EMB, 0), [300], [300] * TOKENS),
+    abi.Forward(None, Q, (EMB, 0, 1), [], positions=[300] * TOKENS),
+    abi.Forward(None, Q, (EMB, 0, 1), [(KV, 0, 1)] * 1024, mask=bytes(40_000)),
+    abi.Sample(None, Q, (OUT, 0), TOK, bias=[(300, 1.0)] * 1024, stop=[300] * 64),
+    abi.AllocHistory(None, Q, 1, [300] * TOKENS),
+    abi.ExtendHistory(None, Q, 1, [300] * TOKENS),
+    abi.ExportKvPage(None, Q, "a", [(KV, 0, 1)] * 1024, bytes(40_000)),
+    abi.WriteEmb(None, Q, (EMB, 0, 1), 0, [300] * TOKENS),
+]
+
+
+@pytest.mark.parametrize("command", LARGE, ids=lambda c: f"{type(c).__name__}")
+def test_large_commands_that_wait_have_a_bound_together(
+    controller: ControllerProcess, command: abi.Command
+) -> None:
+    """Decoded, a frame of numbers takes ten times its size: thousands of them, gigabytes."""
+    seat, peer = controller.admit()
+    peer.put(*setup([1, 2], 8), abi.Sample(None, Q, (OUT, 0), TOK), abi.Synchronize(None, Q))
+    controller.collect()
+    before = resident(controller)
+    for _ in range(400):
+        peer.put(command)
+    controller.collect()
+    assert resident(controller) - before < 40 << 20
+    assert controller.stats().seats[seat].queued < 400
+    controller.serve()
+    peer.put(abi.Synchronize(2, Q))
+    outcome(controller, peer, 2)  # the error, if those taken were wrong
+    peer.put(abi.EmbedTxt(3, Q, (EMB, 0), [9], 2))
+    assert outcome(controller, peer, 3) is None  # what was taken or dropped counts no more
+
+
+def resident(controller: ControllerProcess) -> int:
+    """Octets."""
+    return psutil.Process(controller.process.pid).memory_info().rss
+
+
+def test_cancelled_commands_count_no_more(controller: ControllerProcess) -> None:
+    _, peer = controller.admit()
+    peer.put(*setup([1, 2], 8), abi.Sample(None, Q, (OUT, 0), TOK))
+    controller.collect()
+    large = abi.EmbedTxt(None, Q, (EMB, 0), [300] * TOKENS, 0)
+    for _ in range(3):
+        peer.put(abi.Synchronize(None, Q))  # holds up those behind it
+        for _ in range(16):
+            peer.put(large)
+        peer.put(abi.Cancel(None, Q))
+    peer.put(abi.Synchronize(2, Q))
+    controller.collect()
+    controller.serve()
+    assert outcome(controller, peer, 2) is None  # never beyond the bound
+
+
+def test_many_pages_taken_and_freed_hold_up_their_inferlet_not_others() -> None:
+    """A thousand pages each time: without turns, all before anybody else is heard."""
+    controller = ControllerProcess(pages=1024)
+    _, peer = controller.admit(kv_pages=1024)
+    pair = [abi.AllocKvPage(None, Q, KV, 1000), abi.DeallocKvPage(None, Q, KV)]
+    peer.put(
+        abi.CreateQueue(None, Q), *pair * 1000, abi.Synchronize(1, Q), abi.Tokenize(2, 0, "w1")
+    )
+    assert peer.wait(2, timeout=60) == [1]
+    assert peer.wait(1, timeout=60) is None
+    assert peer.order == [2, 1]
+    controller.close()
+
+
+def test_the_vectors_that_all_inferlets_move_in_a_step_are_bounded() -> None:
+    controller = ControllerProcess()
+    peers = [controller.admit()[1] for _ in range(8)]
+    for peer in peers:
+        peer.put(
+            abi.CreateQueue(None, Q),
+            abi.AllocEmb(None, Q, EMB, 1000),
+            abi.EmbedTxt(None, Q, (EMB, 0), [1] * 500, 0),
+        )
+    controller.collect()
+    for peer in peers:
+        peer.put(*[abi.ReadEmb(i, Q, (EMB, 0, 500), 0) for i in (1, 2)])
+    for peer in peers:
+        assert controller.wait(peer, 2) == 500
+    assert max(len(ints(s.embed_from)) for s in controller.device.steps) <= 4096
+    controller.close()
+
+
+def test_the_entries_of_distributions_in_a_step_are_bounded() -> None:
+    """Of a real vocabulary a distribution has 1 MB, so that 1,024 would be a gigabyte."""
+    controller = ControllerProcess()
+    peers = [controller.admit(kv_pages=1)[1] for _ in range(5)]
+    for peer in peers:
+        peer.put(*setup([1, 2], 8), abi.Synchronize(1, Q))
+        controller.wait(peer, 1)
+    held, _ = controller.admit()[1], controller.collect()
+    held.put(*setup([1, 2], 8), abi.Sample(None, Q, (OUT, 0), TOK))
+    controller.collect()  # a step that is not answered before all have asked
+    for peer in peers:
+        peer.put(*[abi.GetNextDist(None, Q, (OUT, 0), VOCAB, 0)] * 300)
+        sample = abi.Sample(None, Q, (OUT, 0), TOK, k=VOCAB)
+        peer.put(*[sample] * 100, abi.Synchronize(2, Q))
+    controller.collect()
+    for peer in peers:
+        assert controller.wait(peer, 2) is None
+    steps = controller.device.steps
+    assert sum(len(step.dists) for step in steps) == 5 * 400
+    entries = [sum(k for _, k, _, _ in step.dists) for step in steps]
+    assert 1 << 19 < max(entries) <= 1 << 20  # 341 of one inferlet's
+    controller.close()
+
+
+SPIN = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def chats(count: int) -> bytes:
+    """Frames of one `chat` each; a rendering of SPIN takes the tenth of a second it may."""
+    frames = b""
+    for i in range(count):
+        body = msgspec.msgpack.encode([abi.Chat(i, 0, [{"role": "user", "content": ""}])])
+        frames += abi.frame_header(len(body)) + body
+    return frames
+
+
+def test_small_frames_that_arrive_together_are_carried_out_in_turns() -> None:
+    controller = ControllerProcess(chat_template=SPIN)
+    _, peer = controller.admit()
+    peer.ask(abi.Tokenize(99, 0, "w1"))
+    n = 12
+    peer.sock.sendall(chats(n))
+    assert outcome(controller, peer, n - 1) is errors.ArgumentError
+    assert peer.frames > n // 2  # not all answers at once, in one frame
+    controller.close()
+
+
+def test_those_with_much_left_to_do_take_turns_so_that_others_wait_for_one_of_them() -> None:
+    controller = ControllerProcess(chat_template=SPIN)
+    hogs = [controller.admit()[1] for _ in range(8)]
+    _, peer = controller.admit()
+    peer.ask(abi.Tokenize(1, 0, "w1"))
+    for hog in hogs:
+        hog.sock.sendall(chats(6))
+    for i in range(2, 6):
+        peer.ask(abi.Tokenize(i, 0, "w1"))
+    controller.process.send_signal(signal.SIGSTOP)
+    answered = sum(len(hog.arrived()) for hog in hogs)
+    controller.process.send_signal(signal.SIGCONT)
+    assert answered <= 24  # the first of each at once; else 8 for each that `peer` asked
+    controller.close()

@@ -10,6 +10,8 @@ import msgspec
 import pytest
 from inferlet import abi
 
+from piehost.wire import control
+
 from .controller_process import VOCAB, ControllerProcess
 from .test_controller_generation import Q, chain, setup
 from .toy_device import greedy
@@ -86,3 +88,15 @@ def test_no_octets_hurt_the_controller_or_a_neighbour(shared: ControllerProcess,
         shared.serve()
     total = shared.stats().total
     assert (total.pages_free, total.rows_free, total.seats) == (PAGES, 256, 0)
+
+
+def test_what_came_before_bad_octets_still_counts(shared: ControllerProcess) -> None:
+    seat, peer = shared.admit()
+    body = msgspec.msgpack.encode([abi.Send(None, b"last words")])
+    peer.sock.sendall(abi.frame_header(len(body)) + body + b"\x07garbage")
+    while (end := shared.from_host(control.End)).seat != seat:
+        pass  # of seats before
+    assert end.code == "bad_frame"
+    said = [m.data for m in shared.inbox if isinstance(m, control.Sent) and m.seat == seat]
+    assert said == [b"last words"]
+    shared.release(seat)

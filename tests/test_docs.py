@@ -6,11 +6,16 @@ import re
 import runpy
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from inferlet import abi, errors
 
+from piehost.host.client import Client
+
 from .host_harness import Terminal
+from .pytest_harness import run_pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -31,6 +36,16 @@ def test_the_python_program_of_the_readme(terminal: Terminal, tmp_path: Path) ->
     assert done.stdout.startswith(b" Paris.")
 
 
+def test_the_agent_of_the_readme_of_the_python_binding(client: Client, tmp_path: Path) -> None:
+    page = (ROOT / "bindings/python/README.md").read_text()
+    found = re.search(r"```python\n([^`]*?)```\n\n```text\n(.*?)```", page, re.DOTALL)
+    assert found, "the program with its output"
+    script = tmp_path / "agent.py"
+    script.write_text(found[1])
+    done = client.launch(script, user="readme").result()
+    assert (done.code, done.text) == (0, found[2]), done.stderr.decode()
+
+
 def test_the_c_program_of_the_readme(terminal: Terminal, tmp_path: Path) -> None:
     (tmp_path / "hello.c").write_text(block("c"))
     command = re.search(r"`(cc -static .*?)`", README)
@@ -41,8 +56,36 @@ def test_the_c_program_of_the_readme(terminal: Terminal, tmp_path: Path) -> None
     assert done.stdout == b" Paris.\n"
 
 
+def test_the_examples_of_the_page_on_testing(terminal: Terminal, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "testing.md").read_text()
+    files = dict(re.findall(r"^`([\w.]+)`:\n\n```\w+\n(.*?)```", page, re.DOTALL | re.MULTILINE))
+    assert len(files) == page.count("```") // 2, "each listing is a file"
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    done = run_pytest(folder, terminal.environment, tmp_path / "site")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "7 passed" in done.stdout
+
+
+def test_the_programs_of_the_page_on_contexts(client: Client, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "contexts.md").read_text()
+    listing = r"^`(\w+\.py)`:\n\n```python\n(.*?)```\n(?:\n```text\n(.*?)```)?"
+    programs = re.findall(listing, page, re.DOTALL | re.MULTILINE)
+    assert len(programs) == page.count("```python") and page.count("```text") == len(programs) - 1
+    for name, text, output in programs:
+        (tmp_path / name).write_text(text)
+        done = client.launch(tmp_path / name, user="docs").result()
+        assert (done.code, done.text) == (0, output), (name, done.stderr.decode())
+
+
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*"))]
+    "page",
+    [
+        *("README.md", "CONTRIBUTING.md", "bindings/python/README.md", "bindings/c/README.md"),
+        *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*")),
+    ],
 )
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()
@@ -80,15 +123,42 @@ def test_the_error_table_is_the_abi() -> None:
     assert documented == {code: kind.name for code, kind in errors.BY_CODE.items()}
 
 
-def test_the_limits_of_the_abi_are_the_code() -> None:
-    for number in (
-        abi.MAX_FRAME_BYTES,
-        abi.MAX_COMMANDS_PER_FRAME,
-        abi.MAX_MESSAGE_BYTES,
-        abi.MAX_TOKENIZE_BYTES,
+@pytest.mark.parametrize("command", abi.Command.__subclasses__(), ids=lambda c: str(c.__name__))
+def test_the_bounds_of_a_command_are_in_its_row(command: type[abi.Command]) -> None:
+    """Beyond them a frame ends its inferlet, so they have to be told."""
+    info = msgspec.inspect.type_info(command)
+    assert isinstance(info, msgspec.inspect.StructType)
+    commands = ABI[ABI.index("## 8. Commands") : ABI.index("## 9. Errors")]
+    row = re.search(rf"^\| {info.tag} \| .*", commands, re.MULTILINE)
+    assert row
+    for field in info.fields[1:]:
+        for bound in _bounds(field.type):
+            assert bound in row[0], f"{field.name}: {bound}"
+
+
+def _bounds(kind: Any) -> list[str]:
+    """Upper bounds as the document writes them, but for those of types that it gives a name."""
+    found: list[str] = []
+    for inner in [*getattr(kind, "types", ()), getattr(kind, "item_type", None)]:
+        found += _bounds(inner) if inner is not None else []
+    if isinstance(kind, msgspec.inspect.FloatType) and kind.le is not None:
+        found.append({1.0: "to 1)", 1e6: "10\u2076)"}[kind.le])
+    elif isinstance(kind, msgspec.inspect.IntType):
+        found += [f"to {kind.le}"] if kind.le is not None and kind.le < _NAMED_INTS else []
+    elif (most := getattr(kind, "max_length", None)) is not None and (
+        not isinstance(kind, msgspec.inspect.StrType) or most != abi.MAX_TOPIC_BYTES
     ):
+        found.append(f"{most:,}")
+    return found
+
+
+_NAMED_INTS = 0x7FFFFFFF  # u32, u64, handle and position have their bounds above the table
+
+
+def test_the_limits_of_the_abi_are_the_code() -> None:
+    for number in (abi.MAX_FRAME_BYTES, abi.MAX_COMMANDS_PER_FRAME):
         assert f"{number:,}" in ABI
-    for fd in (abi.SOCKET_FD, abi.RING_OUT_FD, abi.STARTUP_FD, abi.VOCAB_FD):
+    for fd in (abi.SOCKET_FD, abi.RING_OUT_FD, abi.RING_IN_FD, abi.STARTUP_FD, abi.VOCAB_FD):
         assert re.search(rf"^\| {fd} \|", ABI, re.MULTILINE)
 
 

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
-from piehost.host.shm import RingWriter, create_ring, seal_ring, sealed_memfd
+from piehost.host.shm import (
+    RingReader,
+    RingWriter,
+    create_ring,
+    create_ring_in,
+    seal_ring,
+    sealed_memfd,
+)
 
 SIZE = 2 * mmap.PAGESIZE
+F_SEAL_FUTURE_WRITE = 0x10
 
 # what an inferlet could try with the descriptor it gets; prints one line an attempt
 _ATTACKS = """
@@ -108,21 +118,72 @@ def test_writes_stay_inside_the_ring() -> None:
     os.close(fd)
 
 
+def test_a_ring_in_is_writable_for_the_inferlet_and_keeps_its_size() -> None:
+    fd = create_ring_in("test", SIZE)
+    reader = RingReader(fd, SIZE)
+    os.pwrite(fd, b"hello", 0)
+    child = attack(fd)
+    assert lines(child, 7) == [
+        "map worked",
+        "write worked",
+        "shrink refused",
+        "grow refused",
+        "reopen worked",
+        "protect worked",
+        "sees b'xello'",
+    ]
+    child.communicate("")
+    assert reader.read(0, 5) == b"xello"
+    for seal in (fcntl.F_SEAL_WRITE, F_SEAL_FUTURE_WRITE):  # it cannot be taken from an inferlet
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seal)
+    reader.close()
+    os.close(fd)
+
+
+def test_what_was_read_from_a_ring_in_does_not_change_any_more() -> None:
+    fd = create_ring_in("test", SIZE)
+    reader = RingReader(fd, SIZE)
+    os.pwrite(fd, b"first", 100)
+    copy = reader.read(100, 5)
+    os.pwrite(fd, b"later", 100)
+    assert copy == b"first" and reader.read(100, 5) == b"later"
+    reader.close()
+    os.close(fd)
+
+
+def test_reads_stay_inside_the_ring() -> None:
+    fd = create_ring_in("test", SIZE)
+    reader = RingReader(fd, SIZE)
+    os.pwrite(fd, b"last", SIZE - 4)
+    assert reader.read(SIZE - 4, 4) == b"last"
+    assert reader.read(SIZE, 0) == b""
+    assert reader.read(SIZE - 4, 5) is None
+    assert reader.read(-4, 4) is None and reader.read(4, -4) is None
+    assert reader.read(1 << 62, 4) is None
+    reader.close()
+    os.close(fd)
+
+
+@pytest.mark.parametrize("create", [create_ring, create_ring_in])
 @pytest.mark.parametrize("size", [0, -1, mmap.PAGESIZE + 1])
-def test_a_ring_is_whole_pages(size: int) -> None:
+def test_a_ring_is_whole_pages(create: Callable[[str, int], int], size: int) -> None:
     with pytest.raises(ValueError, match="multiple"):
-        create_ring("test", size)
+        create("test", size)
 
 
-def test_a_ring_of_another_size_or_one_that_could_shrink_is_not_mapped() -> None:
+@pytest.mark.parametrize("side", [RingWriter, RingReader])
+def test_a_ring_of_another_size_or_one_that_could_shrink_is_not_mapped(
+    side: Callable[[int, int], object],
+) -> None:
     fd = create_ring("test", SIZE)
     with pytest.raises(ValueError, match="announced"):
-        RingWriter(fd, 2 * SIZE)
+        side(fd, 2 * SIZE)
     os.close(fd)
     plain = os.memfd_create("test")
     os.ftruncate(plain, SIZE)
     with pytest.raises(ValueError, match="shrunk"):
-        RingWriter(plain, SIZE)
+        side(plain, SIZE)
     os.close(plain)
 
 

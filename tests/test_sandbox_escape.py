@@ -132,8 +132,9 @@ ATTACKS = [
             "utime",
         )
     ),
-    Attack("fallocate (punch hole)", "fallocate", (4, 3, 0, PAGE)),
-    Attack("ftruncate", "ftruncate", (4, 0)),
+    *(Attack(f"punch a hole into {fd}", "fallocate", (fd, 3, 0, PAGE)) for fd in (4, 5)),
+    *(Attack(f"ftruncate {fd}", "ftruncate", (fd, 0)) for fd in (4, 5)),
+    Attack("seal ring in", "fcntl", (5, 1033, 8)),
     Attack("sendfile", "sendfile", (1, 6, 0, 1)),
     *(
         Attack(call, call, (0, 0, 0, 0, 0), K)
@@ -291,7 +292,7 @@ def test_attacks_are_refused(sandbox: Sandbox) -> None:
 def test_inherits_exactly_its_descriptors_and_environment(sandbox: Sandbox) -> None:
     outcome = sandbox.run("inherited")
     fds, *environment = outcome.out.splitlines()
-    assert fds.split() == ["0", "1", "2", "3", "4", "6", "7"]
+    assert fds.split() == [str(fd) for fd in range(8)]
     assert environment == [f"{name}={value}" for name, value in ENVIRONMENT.items()]
 
 
@@ -350,6 +351,7 @@ def test_a_thread_that_makes_a_forbidden_call_ends_its_process(
 def test_honest_programs_run(sandbox: Sandbox) -> None:
     running = sandbox.start("honest")
     outcome = running.outcome()
+    assert running.ring_in.read(65530, 6) == b"inside"
     assert (outcome.out, outcome.err, outcome.code) == ("honest\n", "", 7)
 
 
@@ -359,9 +361,10 @@ def test_a_dynamically_linked_program_runs_and_is_held(
     native = sandboxes["native"]
     for name in ("honest", "call", "inherited"):
         native.programs[f"dynamic {name}"] = compile_c(ATTACKERS / f"{name}.c", tmp_path)
-    assert native.run("dynamic honest").code == 7
+    honest = native.start("dynamic honest")
+    assert honest.outcome().code == 7 and honest.ring_in.read(65530, 6) == b"inside"
     fds = native.run("dynamic inherited").out.splitlines()[0]
-    assert fds.split() == ["0", "1", "2", "3", "4", "6", "7"]
+    assert fds.split() == [str(fd) for fd in range(8)]
     wrong = {}
     for attack in ATTACKS:
         number = NR[attack.call] if isinstance(attack.call, str) else attack.call

@@ -18,9 +18,9 @@ from piehost.host.sandbox import bpf, policy
 
 ALLOW, ERRNO, TRACE, NOTIFY, KILL = 0x7FFF0000, 0x00050000, 0x7FF00000, 0x7FC00000, 0x80000000
 X86_64, I386 = 0xC000003E, 0x40000003
-PROFILES = ["native", "dynamic", "python"]
+PROFILES = ["native", "dynamic", "python", "perl", "node"]
 AT_START = {"pid": 4711, "secret0": 0x1122334455667788, "secret1": 0x99AABBCCDDEEFF00, "secret2": 7}
-MOST_CALLS = {"native": 41, "dynamic": 45, "python": 74}
+MOST_CALLS = {"native": 41, "dynamic": 45, "python": 74, "perl": 49, "node": 66}
 
 
 def read(name: str) -> dict[str, Any]:
@@ -67,6 +67,9 @@ class Oracle:
         for data in chain:
             self.plain |= set(data["allow"])
             self.when |= data["when"]
+            tried = set(data.get("tried", []))
+            self.forbidden -= tried
+            self.absent |= tried
 
     def answer(self, arch: int, number: int, arguments: list[int], forbidden: int = KILL) -> int:
         if arch != X86_64 or 0x40000000 <= number < 0xFFFFFFFF:
@@ -194,6 +197,7 @@ def test_wrong_policies_are_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPat
         "allowed and forbidden": 'allow = ["ptrace"]\n[when]',
         "can never equal": "allow = []\n[when]\nmmap = [[{ arg = 2, mask = 3, in = [4] }]]",
         "unknown placeholder": 'allow = []\n[when]\nmmap = [[{ arg = 2, in = ["uid"] }]]',
+        "is not forbidden": 'allow = []\ntried = ["read"]\n[when]',
     }
     for complaint, text in cases.items():
         (tmp_path / "bad.toml").write_text(f'description = ""\n{text}\n')

@@ -70,6 +70,11 @@ class Launch(Struct, array_like=True, tag="launch"):
     args: list[str]
     quotas: dict[str, str] = {}  # as given with --quota key=value
     waived: list[str] = []  # sandbox controls given up by name
+    egress: list[str] = []  # where http_get and http_post may go: HOST[:PORT], as --egress gives it
+    user: str = ""  # whose store, topics and exports it sees; empty: the user who runs the host
+    job: str = ""  # empty: its own id
+    record: str = ""  # absolute path of a new file to record the run in
+    weather: str = ""  # for `piehost conform`: how its connection behaves; with `record` only
 
 
 class Input(Struct, array_like=True, tag="input"):
@@ -179,6 +184,9 @@ class InferletInfo(Struct, kw_only=True):
     state: str  # "starting", "running" or "ending"
     seconds: float  # since the launch
     stats: SeatStats
+    user: str = ""
+    job: str = ""
+    parent: str = ""  # the id of the inferlet that spawned it; empty if a client launched it
 
 
 class Listing(Struct, array_like=True, tag="listing"):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from inferlet.abi import Limits, ModelInfo
 from msgspec import Struct
 
+from .services import Call
 from .stats import ControllerStats as ControllerStats
 from .stats import SeatStats as SeatStats
 
 
 class Configure(Struct, array_like=True, tag="configure"):
-    """First message to the controller; carries the tokenizer JSON's descriptor."""
+    """First message to the controller; carries the tokenizer JSON's descriptor. The chat template
+    is the model's."""
 
     model: ModelInfo
     pages: int
@@ -20,6 +22,8 @@ class Configure(Struct, array_like=True, tag="configure"):
     scratch_slots: int
     policy: str = "work-conserving"  # or "eager"
     chunk_tokens: int = 256  # inputs of prefill a step takes beside the decodes
+    # for the chat template: "bos_token" and so on, as the tokenizer names and spells them
+    special_tokens: dict[str, str] = {}
 
 
 class Admit(Struct, array_like=True, tag="admit"):
@@ -29,6 +33,27 @@ class Admit(Struct, array_like=True, tag="admit"):
     seat: int
     id: str
     limits: Limits
+    user: str = ""  # whose topics and exports it sees
+    job: str = ""
+    parent: int = 0  # the seat that spawned it; 0: a client launched it
+    child: int = 0  # the number of the `Spawn` that it was started for
+
+
+class ChildEnded(Struct, array_like=True, tag="child_ended"):
+    """What `seat` started with the `Spawn` of number `child` is dead, and its seat released."""
+
+    seat: int
+    child: int
+    code: int  # 128 + n: signal n
+
+
+class Reply(Struct, array_like=True, tag="reply"):
+    """To an `Ask`: the value that the inferlet is answered with, or an error of the ABI."""
+
+    seat: int
+    request: int
+    value: Any = None
+    error: tuple[int, str, str] | None = None  # code, message, hint
 
 
 class Release(Struct, array_like=True, tag="release"):
@@ -75,6 +100,15 @@ class Taken(Struct, array_like=True, tag="taken"):
     size: int
 
 
+class Ask(Struct, array_like=True, tag="ask"):
+    """The inferlet calls a service of the host. Answered with `Reply`, once, unless the seat is
+    released before. `request` is the controller's own number."""
+
+    seat: int
+    request: int
+    call: Call
+
+
 class End(Struct, array_like=True, tag="end"):
     """The controller ends this inferlet (bad frame, killed for memory): the host kills it."""
 
@@ -94,5 +128,7 @@ class BackendLost(Struct, array_like=True, tag="backend_lost"):
     """The link to the backend ended; every queue fails with `backend` until the host restarts."""
 
 
-HostToController: TypeAlias = Configure | Admit | Release | Deliver | CloseInput | AskStats
-ControllerToHost: TypeAlias = Released | Sent | Taken | End | Stats | BackendLost
+HostToController: TypeAlias = (
+    Configure | Admit | ChildEnded | Reply | Release | Deliver | CloseInput | AskStats
+)
+ControllerToHost: TypeAlias = Released | Sent | Taken | Ask | End | Stats | BackendLost

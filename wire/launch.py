@@ -1,7 +1,7 @@
 """Host and launcher: fork, sandbox, run; then how it ended.
 
-`Spawn` carries descriptors in the order stdin, stdout, stderr, socket (3), ring out (4),
-start-up block (6), vocabulary (7). The launcher is the parent, so it alone can reap.
+`Spawn` carries descriptors in the order stdin, stdout, stderr, socket (3), ring out (4), ring in
+(5), start-up block (6), vocabulary (7). The launcher is the parent, so it alone can reap.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Spawn(Struct, array_like=True, tag="spawn"):
     argv: list[str]
     env: dict[str, str]
     cwd: str
-    profile: str  # name of a policy in host/sandbox/policies
+    profile: str  # a policy in host/sandbox/policies; an interpreter's: it is executed, with `path`
     readable: list[str]  # paths granted for reading beyond the profile's own (Landlock)
     limits: Rlimits
     waived: list[str] = []  # controls given up by name (`--allow-degraded`)

@@ -4,7 +4,8 @@ Arrays travel as little-endian bytes of the stated dtype and shape. T inputs, P 
 segments, M hidden rows kept, K samples. A *slot* is `page * page_size + offset`; a *row* is an
 entry of the hidden-state pool; a *segment* is one forward call's share of the step.
 
-A step runs in this order: clear pages, clear slots, copy, hide, show, forward, sample and dists.
+A step runs in this order: clear pages, clear slots, copy, hide, show, vectors in, forward, sample
+and dists, vectors out.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Step(Struct, array_like=True, tag="step"):
     hide: bytes = b""  # i32[*] slots made invisible
     show: bytes = b""  # i32[*] slots made visible
     # inputs, paged segments first, then listed ones
-    tokens: bytes = b""  # i32[T] token id, or ~late token
+    tokens: bytes = b""  # i32[T] token id, or ~late token; 0 where `vector_inputs` has the input
     positions: bytes = b""  # i32[T]
     write_slots: bytes = b""  # i32[T]
     # paged: slot i of the page run holds position base + i, the inputs are its last slots, no
@@ -55,16 +56,37 @@ class Step(Struct, array_like=True, tag="step"):
     top_p: bytes = b""  # f32[K], 1 is off
     min_p: bytes = b""  # f32[K], 0 is off
     uniform: bytes = b""  # f64[K] in [0, 1): the draw (inverse CDF, most probable first)
-    # distributions: (row, k, ring, byte offset)
+    # distributions: (row, k, ring, byte offset); a sample's own among them
     dists: list[tuple[int, int, int, int]] = []
+    # vectors from rings in to rows: (ring, byte offset, count), f32[count, hidden] each
+    vectors: list[tuple[int, int, int]] = []
+    vector_into: bytes = b""  # i32[sum of counts] row
+    # inputs that are vectors
+    vector_inputs: bytes = b""  # i32[*] index into the inputs
+    vector_rows: bytes = b""  # i32[*] row
+    # vectors to rings out: (ring, byte offset, count), f32[count, hidden] each
+    embeds: list[tuple[int, int, int]] = []
+    embed_from: bytes = b""  # i32[sum of counts] row, or ~token id: that token's embedding
+    # what samples have beside their parameters; index is that of the sample
+    masks: list[tuple[int, int, int]] = []  # (index, ring, byte offset) of ceil(vocab / 8) octets
+    bias_samples: bytes = b""  # i32[B] index, ascending
+    bias_tokens: bytes = b""  # i32[B]
+    bias_values: bytes = b""  # f32[B] added to the logits
+    # (index, repetition, presence, frequency, prompt tokens, all tokens of its history)
+    penalties: list[tuple[int, float, float, float, int, int]] = []
+    history: bytes = b""  # i32[sum of all tokens] token id, or ~late token; prompts first
+    logprobs: bytes = b""  # i32[*] index of samples whose log-probability is wanted
 
 
 class StepDone(Struct, array_like=True, tag="done"):
     step: int
-    tokens: bytes = b""  # i32[K]
+    tokens: bytes = b""  # i32[K]; -1 if the sample's mask allows no token, or its ring is gone
     dists: list[int] = []  # entries written for each dist; -1 if its ring is gone
     seconds: float = 0.0  # the backend was busy with this step for so long
     error: str | None = None  # the step failed as a whole; nothing of it counts
+    logprobs: bytes = b""  # f32[*], as asked for
+    refused: list[int] = []  # index into `vectors`: not finite, or the ring is gone; zeros instead
+    embeds: list[int] = []  # vectors written for each of `embeds`; -1 if its ring is gone
 
 
 class Progress(Struct, array_like=True, tag="progress"):
@@ -84,6 +106,7 @@ class Ready(Struct, array_like=True, tag="ready"):
     device: str
     engine: str
     load_seconds: float
+    special_tokens: dict[str, str] = {}  # for the chat template; see control.Configure
 
 
 class LoadFailed(Struct, array_like=True, tag="failed"):
@@ -92,10 +115,12 @@ class LoadFailed(Struct, array_like=True, tag="failed"):
 
 
 class AddRing(Struct, array_like=True, tag="add_ring"):
-    """Host to backend, with the memfd: map it for writing, then answer `RingMapped`."""
+    """Host to backend, with two memfds: map ring out for writing, ring in for reading, then answer
+    `RingMapped`. The sizes are in octets."""
 
     ring: int
     size: int
+    in_size: int
 
 
 class RingMapped(Struct, array_like=True, tag="ring_mapped"):

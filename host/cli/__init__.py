@@ -20,6 +20,9 @@ from ..errors import HostError, exit_code_of
 _VERBS: Final = {
     "serve": "Keep a model loaded for launches.",
     "launch": "Run an inferlet.",
+    "replay": "Run an inferlet against a recording.",
+    "conform": "Check that an inferlet keeps the rules of the ABI.",
+    "new": "Write a new inferlet to begin with.",
     "ps": "List running inferlets.",
     "stop": "End inferlets.",
     "models": "Show the served model.",
@@ -43,8 +46,24 @@ class _Verbs(click.Group):
             formatter.write_dl(list(_VERBS.items()))
 
 
+def _show_version(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from ..seats import VERSION
+
+        click.echo(f"piehost {VERSION}")
+        ctx.exit()
+
+
 @click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show tracebacks and what piehost's processes print.")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 @click.pass_context
 def piehost(ctx: click.Context, debug: bool) -> None:
     """Programmable LLM serving: inferlets as sandboxed processes, batched on one accelerator."""

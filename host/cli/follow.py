@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from typing import Any, Final
 
 import click
@@ -15,6 +14,7 @@ from piehost.wire.stats import SeatStats
 
 from ..client import Client, Run
 from ..errors import HostError, format_reason
+from .printer import Printer
 from .progress import LoadProgress
 
 _STDIN: Final = 0
@@ -65,9 +65,7 @@ class Follower:
     def __init__(self, collect: bool, stats: bool) -> None:
         self._collect = collect
         self._stats = stats
-        self._messages: list[bytes] = []
-        self._stdout = bytearray()
-        self._ends_in_newline = True
+        self._printer = Printer(collect)
         self._progress = LoadProgress()
 
     def follow(self, client: Client, run: Run) -> int:
@@ -84,9 +82,9 @@ class Follower:
                     case wire.Started():
                         self._progress.close()
                     case wire.Message():
-                        self._message(event)
+                        self._printer.message(event.data)
                     case wire.Output():
-                        self._output(event)
+                        self._printer.output(event.stream, event.data)
                     case wire.Ended():
                         self._end(run, event)
                         return event.code
@@ -103,39 +101,13 @@ class Follower:
         """The run did not end by itself: leaves the terminal as it should be."""
         self._progress.close()
         with contextlib.suppress(OSError):
-            self._end_line()
-
-    def _message(self, event: wire.Message) -> None:
-        if self._collect:
-            self._messages.append(event.data)
-        else:
-            self._write(event.data)
-
-    def _output(self, event: wire.Output) -> None:
-        if event.stream == 2:
-            sys.stderr.buffer.write(event.data)
-            sys.stderr.buffer.flush()
-        elif self._collect:
-            self._stdout += event.data
-        else:
-            self._write(event.data)
-
-    def _write(self, data: bytes) -> None:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        if data:
-            self._ends_in_newline = data.endswith(b"\n")
-
-    def _end_line(self) -> None:
-        """Text that does not end in a newline gets one: `$(...)` drops it, a terminal needs it."""
-        if not self._ends_in_newline:
-            self._write(b"\n")
+            self._printer.end_line()
 
     def _end(self, run: Run, ended: wire.Ended) -> None:
         self._progress.close()
-        self._end_line()
+        self._printer.end_line()
         if self._collect:
-            self._write(msgspec.json.encode(self._summary(run, ended)) + b"\n")
+            self._printer.show_summary(self._summary(run, ended))
         if ended.reason is not None:
             click.echo(format_reason(ended.reason), err=True)
         if self._stats:
@@ -146,8 +118,6 @@ class Follower:
             "id": run.id,
             "code": ended.code,
             "reason": ended.reason,
-            "messages": [message.decode(errors="replace") for message in self._messages],
-            "stdout": self._stdout.decode(errors="replace"),
             "stats": msgspec.to_builtins(ended.stats) | ratios(ended.stats),
             "usage": ended.usage,
         }

@@ -12,13 +12,14 @@ from typing import Any
 
 import click
 
-from .. import programs, rundir
+from .. import egress_grants, programs, rundir
 from ..client import Client, connect
 from ..errors import HostError
-from ..quotas import parse_options
+from ..quotas import QUOTAS, parse_options
 from ..sandbox.failure import CONTROLS
 from .follow import Follower
 from .model_options import as_options, given, model_options
+from .program_command import ProgramCommand
 
 
 class Interrupted(BaseException):
@@ -29,17 +30,26 @@ class Interrupted(BaseException):
         self.exit_code = 128 + number
 
 
-@click.command()
+@click.command(cls=ProgramCommand, epilog=f"Quotas (docs/cli.md): {', '.join(QUOTAS)}.")
 @click.argument("program")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGS...]")
 @model_options
 @click.option("--quota", multiple=True, metavar="KEY=VALUE", help="A cap of this inferlet.")
+@click.option("--user", default="", help="Whose store, topics and exports it sees.")
+@click.option("--job", default="", help="A name that several launches may share.")
+@click.option(
+    "--egress",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="Let it send HTTP requests there: a name, *.name, an address or a network.",
+)
 @click.option(
     "--allow-degraded",
     multiple=True,
     type=click.Choice(CONTROLS),
     help="Run although this sandbox control is missing here.",
 )
+@click.option("--record", default="", metavar="FILE", help="Record the run, for replay.")
 @click.option("--stats", is_flag=True, help="Print counters on stderr at the end.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.option("--socket", help="Use the server at this socket.")
@@ -47,13 +57,17 @@ def launch(
     program: str,
     args: tuple[str, ...],
     quota: tuple[str, ...],
+    user: str,
+    job: str,
+    egress: tuple[str, ...],
     allow_degraded: tuple[str, ...],
+    record: str,
     stats: bool,
     as_json: bool,
     socket: str | None,
     **model: Any,
 ) -> None:
-    """Run PROGRAM: a .py, an executable, or a folder with inferlet.toml.
+    """Run PROGRAM: a script (Python, Node, Perl), an executable, or a folder with inferlet.toml.
 
     Its messages go to stdout as they come; lines of stdin go to its `receive`. The exit code is
     its own. A running server is used if it was started with the model options given here; else a
@@ -64,11 +78,21 @@ def launch(
     path = Path(program).absolute()
     programs.check_syntax(programs.resolve(str(path)))
     quotas = parse_options(quota)
+    egress_grants.check(egress)
     follower = Follower(collect=as_json, stats=stats)
     code = 0
     try:
         with _signals(), _host(chosen, socket, context.obj) as client:
-            run = client.launch(path, args, quotas, allow_degraded)
+            run = client.launch(
+                path,
+                args,
+                quotas,
+                allow_degraded,
+                user=user,
+                job=job,
+                egress=egress,
+                record=record,
+            )
             try:
                 code = follower.follow(client, run)
             except BaseException:

@@ -12,7 +12,11 @@ from ..options import Options, named_model
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option("--model", help='A folder, a hub id, or "default": the embedded model.'),
+    click.option(
+        "--model",
+        help='A folder, a hub id, "default": the embedded model, or "scripted[:FILE.toml]": one '
+        "that says what a script tells it.",
+    ),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"])),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"])),
     click.option(
@@ -54,5 +58,7 @@ def given(arguments: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def as_options(chosen: dict[str, Any], quotas: dict[str, str] | None = None) -> Options:
-    return Options(**chosen, quotas=quotas or {})
+def as_options(
+    chosen: dict[str, Any], quotas: dict[str, str] | None = None, egress: list[str] | None = None
+) -> Options:
+    return Options(**chosen, quotas=quotas or {}, egress=egress)

@@ -32,7 +32,7 @@ def ps(socket: str | None, as_json: bool) -> None:
         show_json(inferlets)
         return
     show_table(
-        ("ID", "PID", "STATE", "AGE", "KV PAGES", "TOKENS OUT", "PROGRAM"),
+        ("ID", "PID", "STATE", "AGE", "KV PAGES", "TOKENS OUT", "USER", "PARENT", "PROGRAM"),
         [
             (
                 i.id,
@@ -41,6 +41,8 @@ def ps(socket: str | None, as_json: bool) -> None:
                 f"{i.seconds:.0f}s",
                 str(i.stats.kv_pages),
                 str(i.stats.tokens_out),
+                i.user,
+                i.parent or "-",
                 i.program,
             )
             for i in inferlets

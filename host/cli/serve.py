@@ -9,6 +9,7 @@ import click
 
 from piehost.wire.client import EXIT_HOST, Progress
 
+from .. import egress_grants
 from ..errors import format_reason
 from ..quotas import parse_options
 from ..rundir import server_socket
@@ -43,13 +44,23 @@ class _Terminal:
 @click.command()
 @model_options
 @click.option("--quota", multiple=True, metavar="KEY=VALUE", help="Default and ceiling.")
+@click.option(
+    "--egress",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="Ceiling of what launches may grant; without it they may grant anything.",
+)
 @click.option("--socket", help="Where to listen, if not in the run directory.")
-def serve(quota: tuple[str, ...], socket: str | None, **model: Any) -> None:
+def serve(
+    quota: tuple[str, ...], egress: tuple[str, ...], socket: str | None, **model: Any
+) -> None:
     """Keep a model loaded; `piehost launch` finds this server. Ctrl-C ends it and all it runs."""
     from ..server import serve as run
 
     path = server_socket(socket)
-    failure = run(as_options(given(model), parse_options(quota)), path, _Terminal(str(path)))
+    egress_grants.check(egress)
+    options = as_options(given(model), parse_options(quota), list(egress) or None)
+    failure = run(options, path, _Terminal(str(path)))
     if failure is not None:
         click.echo(format_reason(failure), err=True)
         click.get_current_context().exit(EXIT_HOST)

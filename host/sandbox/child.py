@@ -18,8 +18,8 @@ from .bpf import Filter
 from .calls import Calls
 from .kernel import SeccompProgram
 
-# where the descriptors of `Spawn` go; 5 stays free
-TARGETS: Final = (0, 1, 2, 3, 4, 6, 7)
+# where the descriptors of `Spawn` go
+TARGETS: Final = (0, 1, 2, 3, 4, 5, 6, 7)
 RULESET_FD: Final = 9
 RESERVED: Final = 10  # the launcher keeps 0 to 9 taken, so that nothing it holds is in the way
 
@@ -50,7 +50,6 @@ def set_up(
     calls.add("chdir", "chdir", calls.pointer(os.fsencode(spawn.cwd) + b"\0"))
     for descriptor, target in zip(descriptors, TARGETS, strict=True):
         calls.add("descriptors", "dup2", descriptor, target)
-    calls.add("descriptors", "close", 5)
     calls.add("descriptors", "close_range", RESERVED, _U32, 0)
     for kind, value in rlimits(spawn.limits).items():
         both = calls.pointer(struct.pack("<QQ", value, value))
@@ -76,12 +75,13 @@ def set_up(
     return calls
 
 
-def add_exec(calls: Calls, spawn: Spawn, secret: tuple[int, ...]) -> None:
+def add_exec(
+    calls: Calls, path: str, argv: list[str], env: dict[str, str], secret: tuple[int, ...]
+) -> None:
     """`secret` goes into the registers that execve does not use."""
-    path = calls.pointer(os.fsencode(spawn.path) + b"\0")
-    argv = _strings(calls, spawn.argv)
-    env = _strings(calls, [f"{name}={value}" for name, value in spawn.env.items()])
-    calls.add("exec", "execve", path, argv, env, *secret)
+    variables = [f"{name}={value}" for name, value in env.items()]
+    program = calls.pointer(os.fsencode(path) + b"\0")
+    calls.add("exec", "execve", program, _strings(calls, argv), _strings(calls, variables), *secret)
 
 
 def read_report(status: int, calls: Calls) -> tuple[str, int] | None:

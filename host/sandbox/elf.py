@@ -44,7 +44,7 @@ def interpreter(path: str) -> str | None:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise _refused(
-                path, errno.EACCES, "it is no regular file", "give an executable or a .py"
+                path, errno.EACCES, "it is no regular file", "give an executable or a script"
             )
         if not os.access(path, os.X_OK):
             raise _refused(path, errno.EACCES, "it has no execute permission", f"chmod +x {path}")
@@ -60,11 +60,14 @@ def _read(fd: int, path: str) -> str | None:
             path,
             errno.ENOEXEC,
             "it is a script with #!, which would need a second program to run",
-            "give a Python script as .py, or a compiled executable",
+            "give it as a script of its language, or compile it",
         )
     if head[:4] != b"\x7fELF" or len(head) < _HEADER.size:
         raise _refused(
-            path, errno.ENOEXEC, "it is not an ELF executable", "give an executable or a .py"
+            path,
+            errno.ENOEXEC,
+            "it is not an ELF executable",
+            "give an executable, or a script with a suffix or a #! line that says its language",
         )
     ident, _, machine, _, _, offset, _, _, _, entry_size, count = _HEADER.unpack(head)
     if ident[4] != 2 or ident[5] != 1 or machine != _X86_64:

@@ -62,27 +62,32 @@ def load(name: str) -> Policy:
     if not (FOLDER / f"{name}.toml").is_file() or name in ("common", "x86_64"):
         raise ValueError(f"there is no policy {name!r}")
     common = _read("common")
-    plain, when, description = _rules(name)
-    allow: dict[int, tuple[Alternative, ...]] = {_number(call): ((),) for call in plain}
-    for call, alternatives in when.items():
+    rules = _rules(name)
+    allow: dict[int, tuple[Alternative, ...]] = {_number(call): ((),) for call in rules["allow"]}
+    for call, alternatives in rules["when"].items():
         allow[_number(call)] = tuple(
             chosen for alternative in alternatives for chosen in _expand(alternative)
         )
     allow = {number: alternatives for number, alternatives in allow.items() if alternatives}
     forbidden = frozenset(map(_number, common["forbidden"]))
+    tried = frozenset(map(_number, rules["tried"]))
+    if tried - forbidden:
+        raise ValueError(f"policy {name}: {syscall_name(min(tried - forbidden))} is not forbidden")
     if clash := forbidden & allow.keys():
         raise ValueError(f"policy {name}: {syscall_name(min(clash))} is both allowed and forbidden")
-    absent = frozenset(map(_number, common["absent"]))
-    return Policy(name, description, allow, forbidden, absent)
+    absent = frozenset(map(_number, common["absent"])) | tried
+    return Policy(name, rules["description"], allow, forbidden - tried, absent)
 
 
-def _rules(name: str) -> tuple[list[str], dict[str, Any], str]:
-    data = _read(name)
-    plain, when = list(data["allow"]), dict(data["when"])
-    if base := data.get("extends"):
-        base_plain, base_when, _ = _rules(base)
-        plain, when = base_plain + plain, base_when | when
-    return plain, when, data["description"]
+def _rules(name: str) -> dict[str, Any]:
+    """The policy's own tables upon those of the policy it extends."""
+    rules = {"tried": [], **_read(name)}
+    if base := rules.get("extends"):
+        below = _rules(base)
+        rules["allow"] = below["allow"] + rules["allow"]
+        rules["when"] = below["when"] | rules["when"]
+        rules["tried"] = below["tried"] + rules["tried"]
+    return rules
 
 
 def _expand(conditions: list[dict[str, Any]]) -> list[Alternative]:

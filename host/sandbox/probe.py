@@ -23,7 +23,7 @@ from typing import IO, Final
 import msgspec
 from msgspec import Struct
 
-from piehost.host.shm import create_ring, seal_ring, sealed_memfd
+from piehost.host.shm import create_ring, create_ring_in, seal_ring, sealed_memfd
 from piehost.wire.launch import Exited, LauncherToHost, Rlimits, Spawn, Spawned, SpawnFailed
 from piehost.wire.link import Link, LinkClosed
 
@@ -266,7 +266,8 @@ class _Probe:
         seal_ring(ring)
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         block = msgspec.msgpack.encode({"args": argv[1:]})
-        made = [null, ring, sealed_memfd("startup", block), sealed_memfd("vocab", b"")]
+        rings = [ring, create_ring_in("probe", 4096)]
+        made = [null, *rings, sealed_memfd("startup", block), sealed_memfd("vocab", b"")]
         with ours, theirs:
             self._link.send(spawn, [null, output, output, theirs.fileno(), *made[1:]])
         for fd in made:

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from .bpf import KILL, TRACE, Filter, compile_policy
 from .elf import LINKER_FOLDERS
+from .interpreters import INTERPRETERS
 from .policy import load
 
 NATIVE: Final = "native"
@@ -33,7 +34,7 @@ def compile_profiles(watched: bool) -> dict[str, Profile]:
         NATIVE: [],
         DYNAMIC: list(_LIBRARIES),
         PYTHON: [*_LIBRARIES, *_interpreter_paths()],
-    }
+    } | {name: [*_LIBRARIES, *kind.readable] for name, kind in INTERPRETERS.items()}
     forbidden = TRACE if watched else KILL
     return {
         name: Profile(compile_policy(load(name), forbidden), _outermost(paths))

@@ -12,16 +12,25 @@ from typing import NamedTuple
 
 from piehost.wire.launch import Spawn
 
-from . import elf, kernel, script
+from . import elf, interpreters, kernel, script
 from .bpf import Filter
 from .calls import STATUS_FD, Calls
 from .child import RULESET_FD, TARGETS, add_exec, set_up
 from .failure import SpawnRefused, failed_stage, missing_control
 from .landlock import Landlock
-from .profiles import DYNAMIC, NATIVE, PYTHON, Profile, compile_profiles
+from .profiles import DYNAMIC, NATIVE, PYTHON, compile_profiles
 from .watch import Watch
 
-_KINDS = {"native": (NATIVE, DYNAMIC), "python": (PYTHON,)}
+_KINDS = {"native": (NATIVE, DYNAMIC, *interpreters.INTERPRETERS), "python": (PYTHON,)}
+
+
+class _Command(NamedTuple):
+    """What is executed, and under which profile. A fork of the zygote executes nothing."""
+
+    profile: str
+    path: str
+    argv: list[str]
+    executable: list[str]  # the files that may be: it, and its dynamic linker
 
 
 class Started(NamedTuple):
@@ -63,17 +72,21 @@ class Starter:
                 f"{len(descriptors)} descriptors came with the launch, {len(TARGETS)} are needed",
                 "this is a fault of piehost: please report it",
             )
-        profile, executable = self._profile(spawn)
+        command = self._command(spawn)
+        profile = self._profiles[command.profile]
         try:
-            landlock = self._ruleset(spawn, [*profile.readable, *spawn.readable], executable)
+            readable = [*profile.readable, *spawn.readable]
+            landlock = self._ruleset(spawn, readable, command.executable)
             seccomp = self._seccomp(spawn, profile.filter)
             status, end = os.pipe2(os.O_CLOEXEC)
             os.dup2(end, STATUS_FD, inheritable=False)
             os.close(end)
             try:
                 calls = set_up(spawn, descriptors, landlock, seccomp)
-                fork = _fork_native if spawn.kind == "native" else _fork_python
-                pid, pidfd = fork(spawn, calls, seccomp)
+                if spawn.kind == "native":
+                    pid, pidfd = _fork_native(command, spawn.env, calls, seccomp)
+                else:
+                    pid, pidfd = _fork_python(spawn, calls)
             except BaseException:
                 os.close(status)
                 raise
@@ -84,8 +97,7 @@ class Starter:
             os.dup2(self._null, RULESET_FD, inheritable=False)
         return Started(pid, pidfd, status, calls)
 
-    def _profile(self, spawn: Spawn) -> tuple[Profile, list[str]]:
-        """The profile, and the files that may be executed."""
+    def _command(self, spawn: Spawn) -> _Command:
         name = spawn.profile
         if spawn.kind != self._kind or name not in _KINDS[self._kind]:
             raise SpawnRefused(
@@ -96,11 +108,17 @@ class Starter:
             )
         if spawn.kind == "python":
             _check_script(spawn, self._own_address_space)
-            return self._profiles[name], []
-        linker = elf.interpreter(spawn.path)
-        if linker is None:
-            return self._profiles[name], [spawn.path]
-        return self._profiles[DYNAMIC], [spawn.path, linker]
+            return _Command(name, "", [], [])
+        program, argv = spawn.path, spawn.argv
+        if name in interpreters.INTERPRETERS:
+            _check_readable(spawn.path)
+            program = interpreters.locate(name)
+            options = interpreters.INTERPRETERS[name].options
+            argv = [program, *options, spawn.path, *spawn.argv[1:]]
+        linker = elf.interpreter(program)
+        if name == NATIVE and linker is not None:
+            name = DYNAMIC
+        return _Command(name, program, argv, [program] if linker is None else [program, linker])
 
     def _ruleset(self, spawn: Spawn, readable: list[str], executable: list[str]) -> bool:
         """Makes it at RULESET_FD; False if the launch goes without."""
@@ -127,7 +145,10 @@ class Starter:
 
 
 def _fork_native(
-    spawn: Spawn, calls: Calls, seccomp: tuple[Filter, kernel.SeccompProgram] | None
+    command: _Command,
+    env: dict[str, str],
+    calls: Calls,
+    seccomp: tuple[Filter, kernel.SeccompProgram] | None,
 ) -> tuple[int, int]:
     words = os.urandom(24)
     secret = tuple(int.from_bytes(words[at : at + 8], "little") for at in (0, 8, 16))
@@ -135,14 +156,12 @@ def _fork_native(
         filter_, program = seccomp
         for index, word in enumerate(secret):
             filter_.fill(program.code, f"secret{index}", word)
-    add_exec(calls, spawn, secret)
+    add_exec(calls, command.path, command.argv, env, secret)
     calls.seal()
     return calls.run_in_new_process()
 
 
-def _fork_python(
-    spawn: Spawn, calls: Calls, seccomp: tuple[Filter, kernel.SeccompProgram] | None
-) -> tuple[int, int]:
+def _fork_python(spawn: Spawn, calls: Calls) -> tuple[int, int]:
     calls.seal()
     pid = os.fork()
     if pid:
@@ -163,18 +182,22 @@ def _fork_python(
         os._exit(127)
 
 
-def _check_script(spawn: Spawn, own_address_space: int) -> None:
+def _check_readable(path: str) -> None:
     try:
-        os.close(os.open(spawn.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
-        if Path(spawn.path).is_dir():
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        if Path(path).is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except OSError as error:
         raise SpawnRefused(
             "script",
             error.errno or 0,
-            f"{spawn.path} cannot be read: {os.strerror(error.errno or 0)}",
+            f"{path} cannot be read: {os.strerror(error.errno or 0)}",
             "check the path and its permissions",
         ) from error
+
+
+def _check_script(spawn: Spawn, own_address_space: int) -> None:
+    _check_readable(spawn.path)
     if spawn.limits.address_space < own_address_space:
         raise SpawnRefused(
             "rlimits",

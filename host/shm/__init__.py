@@ -1,7 +1,7 @@
-"""Shared memory between processes: rings out (`ring.py`) and sealed start-up blocks (`memfd.py`).
+"""Shared memory between processes: rings (`ring.py`) and sealed start-up blocks (`memfd.py`).
 
 Rings carry data only. Offsets, lengths and releases travel in messages, so there is no control
-word in shared memory and host-side code never reads a ring.
+word in shared memory; and what an inferlet can write is copied once before it is looked at.
 """
 
 if __name__ != "piehost.host.shm":
@@ -10,6 +10,13 @@ if __name__ != "piehost.host.shm":
     )
 
 from .memfd import sealed_memfd
-from .ring import RingWriter, create_ring, seal_ring
+from .ring import RingReader, RingWriter, create_ring, create_ring_in, seal_ring
 
-__all__ = ["RingWriter", "create_ring", "seal_ring", "sealed_memfd"]
+__all__ = [
+    "RingReader",
+    "RingWriter",
+    "create_ring",
+    "create_ring_in",
+    "seal_ring",
+    "sealed_memfd",
+]

@@ -61,6 +61,7 @@ for module in ("wave", "difflib", "csv", "html.parser", "xml.etree.ElementTree",
 assert np.random.randint(1 << 30) >= 0 and random.random() < 1
 
 assert mmap.mmap(4, 65536, mmap.MAP_SHARED, mmap.PROT_READ)[:4] == b"\0\0\0\0"
+mmap.mmap(5, 65536)[65530:] = b"inside"
 assert os.pread(6, 100, 0) == b"\x81\xa4args\x90" and os.pread(7, 100, 0) == b"vocab"
 connection = socket.socket(fileno=3)
 assert (

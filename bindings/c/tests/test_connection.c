@@ -37,9 +37,13 @@ static void give(int fd, const void *data, size_t length)
     }
 }
 
-/* Start-up block: {"abi": 1, "id": "t", "args": ["-x"], "models": [], "limits": {"tokens": 9}} */
-static const char block[] = "\x85\xa3" "abi" "\x01\xa2" "id" "\xa1t" "\xa4" "args" "\x91\xa2-x"
-                            "\xa6" "models" "\x90\xa6" "limits" "\x81\xa6" "tokens" "\x09";
+/* Start-up block: {"abi": 1, "id": "t", "args": ["-x"], "models": [], "limits": {"tokens": 9,
+ * "store_bytes": 2**32}, "version": "0", "user": "u", "job": "j", "deadline": 2.5} */
+static const char block[] = "\x89\xa3" "abi" "\x01\xa2" "id" "\xa1t" "\xa4" "args" "\x91\xa2-x"
+                            "\xa6" "models" "\x90\xa6" "limits" "\x82\xa6" "tokens" "\x09"
+                            "\xab" "store_bytes" "\xcf\0\0\0\1\0\0\0\0"
+                            "\xa7" "version" "\xa1" "0" "\xa4" "user" "\xa1u" "\xa3" "job" "\xa1j"
+                            "\xa8" "deadline" "\xca\x40\x20\0\0";
 /* Vocabulary of three: "a", the first two octets of the euro sign, its third. */
 static const char vocab[] = "PIEV\1\0\0\0\3\0\0\0" "\0\0\0\0\1\0\0\0\3\0\0\0\4\0\0\0" "\0\0\0"
                             "a\xe2\x82\xac";
@@ -55,6 +59,7 @@ static void start(void)
     CHECK(peer == PEER && dup2(mine, 3) == 3);
     close(mine);
     give(4, "\0\0\0\0\0\0\0\0", 8);
+    give(5, "\0\0\0\0\0\0\0\0", 8);
     give(6, block, sizeof block - 1);
     give(7, vocab, sizeof vocab - 1);
     CHECK(pie_init() == PIE_OK);
@@ -83,6 +88,9 @@ static void what_the_process_was_given(void)
     pie_available_models(&models);
     CHECK(!strcmp(pie_get_id(), "t") && !strcmp(pie_get_arg(0), "-x") && !pie_get_arg(1));
     CHECK(!models && pie_get_limits()->tokens == 9 && !pie_get_kvpage_size(0));
+    CHECK(pie_get_limits()->store_bytes == (uint64_t)1 << 32 && !pie_get_limits()->history);
+    CHECK(!strcmp(pie_get_version(), "0") && !strcmp(pie_get_user(), "u"));
+    CHECK(!strcmp(pie_get_job(), "j") && pie_get_deadline() == 2.5);
     CHECK(pie_init() == PIE_OK); /* a second call is no error */
 }
 
@@ -123,6 +131,47 @@ static void answers_in_any_order(void)
     CHECK(pie_ready(a));
     pie_forget(a);
     CHECK(pie_wait(a, &v) == PIE_BAD_HANDLE);
+}
+
+static void a_value_is_freed_as_one(void)
+{
+    static const pie_header accept = {"accept", "*/*"};
+    pie_future response, message, tokens;
+    pie_value v;
+    CHECK(pie_http_get("http://a/", &accept, 1, &response).id == 1);
+    CHECK(!pie_next_message(pie_subscribe("t", true, NULL), &message));
+    CHECK(!pie_tokenize(0, "x", 1, true, &tokens) && !pie_flush());
+    EXPECT("\x00\x2d\x94"
+           "\x95\x1f\x01\x01\xa9http://a/\x81\xa6" "accept" "\xa3*/*"
+           "\x95\x17\xc0\x01\xa1t\xc3"
+           "\x93\x19\x02\x01"
+           "\x95\x14\x03\x00\xa1x\xc3");
+    ANSWER("\x00\x1e\x93"
+           "\x93\x00\x01\x92\xcc\xc8\x81\xa1" "a" "\xa2" "bc"
+           "\x93\x00\x02\x92\xc4\x02hi\xa2me"
+           "\x93\x00\x03\x92\x07\x08");
+    CHECK(!pie_wait(message, &v) && v.kind == PIE_MESSAGE);
+    CHECK(v.length == 2 && !memcmp(v.bytes, "hi", 3) && !strcmp(v.text, "me"));
+    pie_value_free(&v);
+    CHECK(v.kind == PIE_NIL && !v.bytes && !v.text && v.number == PIE_NO_TOKEN);
+    pie_value_free(&v); /* no harm */
+    CHECK(!pie_wait(response, &v) && v.kind == PIE_RESPONSE && v.number == 200 && v.length == 1);
+    CHECK(!strcmp(v.headers[0].name, "a") && !strcmp(v.headers[0].value, "bc") && !v.tokens);
+    pie_value_free(&v);
+    CHECK(!pie_wait(tokens, &v) && v.length == 2 && v.tokens[1] == 8);
+    free(v.tokens); /* does the same for this kind */
+}
+
+/* What is written to ring in is there for who has the descriptor, and ring out is its own. */
+static void the_rings_are_shared(void)
+{
+    float one = 1.0f, got = 0;
+    size_t in, out;
+    CHECK(pie_ring_in(&in) && pie_ring_out(&out) && in == 8 && out == 8);
+    *pie_ring_in_floats(4, 1) = one;
+    CHECK(pread(5, &got, 4, 4) == 4 && got == one && pie_ring_in(NULL)[0] == 0);
+    CHECK(pwrite(4, &one, 4, 4) == 4 && *pie_ring_out_floats(4, 1) == one);
+    CHECK(!pie_ring_in_floats(8, 1) && pie_error().code == PIE_BAD_ARGUMENT);
 }
 
 static void a_failed_call_shows_where_it_is_used(void)
@@ -190,6 +239,7 @@ int main(void)
         CASE(answers_in_any_order),           CASE(a_failed_call_shows_where_it_is_used),
         CASE(the_end_of_the_controller),      CASE(a_wrong_answer_ends_the_connection),
         CASE(a_mask_is_packed_row_by_row),    CASE(text_of_tokens),
+        CASE(a_value_is_freed_as_one),        CASE(the_rings_are_shared),
     };
     size_t failed = 0, count = sizeof cases / sizeof *cases;
     for (size_t i = 0; i < count; i++) {

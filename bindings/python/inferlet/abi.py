@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -25,10 +25,18 @@ MAX_MESSAGE_BYTES: Final = 60000  # payload of `send` and `receive`
 MAX_TOKENIZE_BYTES: Final = 32768
 MAX_STOP_TOKENS: Final = 64
 MAX_READ_SPANS: Final = 1024  # spans in the `reads` of one `forward`
+MAX_BIASES: Final = 1024  # tokens in the `bias` of one `sample`
+MAX_TOPIC_BYTES: Final = 256  # also of the names of exports and the keys of the store
+MAX_META_BYTES: Final = 60000  # what an export carries beside its pages
+MAX_EXPORT_RANGES: Final = 1024  # page ranges of one export
+MAX_URL_BYTES: Final = 8192
+MAX_HTTP_HEADERS: Final = 64
+MAX_SPAWN_ARGS: Final = 256
+MAX_LISTED: Final = 256  # names in one answer of `store_list` or `list_exported`
 
 SOCKET_FD: Final = 3  # connected stream socket, past the ZMTP handshake
 RING_OUT_FD: Final = 4  # backend to inferlet, read-only here
-# fd 5 is kept for the ring in (inferlet to backend), which comes with `write_emb`
+RING_IN_FD: Final = 5  # inferlet to backend
 STARTUP_FD: Final = 6  # sealed memfd: one msgpack map, `Startup`
 VOCAB_FD: Final = 7  # sealed memfd: the vocabulary table, `docs/abi.md` section 4
 
@@ -43,6 +51,13 @@ Position: TypeAlias = Annotated[int, Meta(ge=0, le=0x7FFFFFFF)]
 TokenRef: TypeAlias = Annotated[int, Meta(ge=-0x100000000, le=0x7FFFFFFF)]
 Span: TypeAlias = tuple[Handle, U32, U32]  # (handle, first, length), in slots or embeds
 Index: TypeAlias = tuple[Handle, U32]  # (handle, index)
+PageRange: TypeAlias = tuple[Handle, U32, U32]  # (kv handle, first page, pages)
+# a topic, the name of an export, a key of the store
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_TOPIC_BYTES)]
+Prefix: TypeAlias = Annotated[str, Meta(max_length=MAX_TOPIC_BYTES)]
+Payload: TypeAlias = Annotated[bytes, Meta(max_length=MAX_MESSAGE_BYTES)]
+Url: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_URL_BYTES)]
+HttpHeaders: TypeAlias = Annotated[dict[str, str], Meta(max_length=MAX_HTTP_HEADERS)]
 
 
 class Command(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -169,8 +184,11 @@ class GetNextDist(Command, tag=18):
 
 
 class Sample(Command, tag=19):
-    """Answered with the token id, or nil if an earlier stop dropped it. `lazy` answers may be
-    held back, at most 16 answers and 0.4 s, so that a frame carries several."""
+    """Answered with the token id, or nil if an earlier stop dropped it; with `logprobs` or a `k`,
+    with `[token, log-probability, entries written to ring out]`. `lazy` answers may be
+    held back, at most 16 answers and 0.4 s, so that a frame carries several. `mask` is where in
+    ring in a bit for each token of the vocabulary lies, `offset` where in ring out the `k` most
+    probable tokens go, as of `get_next_dist`."""
 
     queue: Handle
     emb: Index
@@ -182,6 +200,15 @@ class Sample(Command, tag=19):
     seed: U64 | None = None
     stop: Annotated[list[U32], Meta(max_length=MAX_STOP_TOKENS)] = []
     lazy: bool = False
+    mask: U32 | None = None
+    bias: Annotated[list[tuple[U32, float]], Meta(max_length=MAX_BIASES)] = []
+    history: Handle | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=1e6)] = 1.0
+    presence_penalty: Annotated[float, Meta(ge=-1e6, le=1e6)] = 0.0
+    frequency_penalty: Annotated[float, Meta(ge=-1e6, le=1e6)] = 0.0
+    logprobs: bool = False
+    k: U32 = 0
+    offset: U32 = 0
 
 
 class Tokenize(Command, tag=20):
@@ -190,6 +217,209 @@ class Tokenize(Command, tag=20):
     model: U32
     text: Annotated[str, Meta(max_length=MAX_TOKENIZE_BYTES)]
     special: bool = True
+
+
+class Quota(Command, tag=21):
+    """Answered with a map of what is left, by the names of quotas."""
+
+
+class Broadcast(Command, tag=22):
+    """Answered with how many subscriptions got it. `job` keeps it within the sender's job."""
+
+    topic: Name
+    data: Payload
+    job: bool = False
+
+
+class Subscribe(Command, tag=23):
+    subscription: Handle
+    topic: Name
+    job: bool = False
+
+
+class Unsubscribe(Command, tag=24):
+    subscription: Handle
+
+
+class NextMessage(Command, tag=25):
+    """Answered with `[data, id of the sender]` once there is a message."""
+
+    subscription: Handle
+
+
+class StoreGet(Command, tag=26):
+    """Answered with the value, or nil."""
+
+    key: Name
+
+
+class StoreSet(Command, tag=27):
+    key: Name
+    value: Payload
+
+
+class StoreDelete(Command, tag=28):
+    """Answered with whether it was there."""
+
+    key: Name
+
+
+class StoreExists(Command, tag=29):
+    key: Name
+
+
+class StoreList(Command, tag=30):
+    """Answered with the keys that begin with `prefix` and come after `after`, in order; at most
+    256: the last one is the next call's `after`."""
+
+    prefix: Prefix = ""
+    after: Prefix = ""
+
+
+class HttpGet(Command, tag=31):
+    """Answered with `[status, headers]`; the body is read with `http_read`."""
+
+    stream: Handle
+    url: Url
+    headers: HttpHeaders = {}
+
+
+class HttpPost(Command, tag=32):
+    """As `http_get`, with a body; `more` says that `http_write` sends the rest of it."""
+
+    stream: Handle
+    url: Url
+    body: Payload = b""
+    headers: HttpHeaders = {}
+    more: bool = False
+
+
+class HttpWrite(Command, tag=33):
+    stream: Handle
+    data: Payload
+    more: bool = False
+
+
+class HttpRead(Command, tag=34):
+    """Answered with the next part of the body, of 1 to 60,000 octets; empty at its end."""
+
+    stream: Handle
+
+
+class HttpClose(Command, tag=35):
+    stream: Handle
+
+
+class Spawn(Command, tag=36):
+    """Answered with the child's id once it runs. `program` is a name of `[children]` in
+    inferlet.toml; empty for the caller's own program."""
+
+    child: Handle
+    program: Prefix = ""
+    args: Annotated[list[str], Meta(max_length=MAX_SPAWN_ARGS)] = []
+
+
+class SendChild(Command, tag=37):
+    child: Handle
+    data: Payload
+
+
+class ReceiveChild(Command, tag=38):
+    """Answered with the child's next message; `closed` when there will be none."""
+
+    child: Handle
+
+
+class CloseChild(Command, tag=39):
+    """No more messages to the child: its `receive` is `closed` once it has read the others."""
+
+    child: Handle
+
+
+class WaitChild(Command, tag=40):
+    """Answered with the child's exit code once it has ended (128 + n: signal n)."""
+
+    child: Handle
+
+
+class EndChild(Command, tag=41):
+    """Ends the child if it runs, and frees the handle."""
+
+    child: Handle
+
+
+class ExportKvPage(Command, tag=42):
+    """Shares whole pages under `name`. `lease` nil: until the exporter ends; else seconds after
+    the latest export or import, whoever has ended."""
+
+    queue: Handle
+    name: Name
+    pages: Annotated[list[PageRange], Meta(min_length=1, max_length=MAX_EXPORT_RANGES)]
+    meta: Annotated[bytes, Meta(max_length=MAX_META_BYTES)] = b""
+    lease: U32 | None = None
+
+
+class UnexportKvPage(Command, tag=43):
+    name: Name
+
+
+class ImportKvPage(Command, tag=44):
+    """A new handle for the pages of an export, shared. Answered with `[pages, meta]`."""
+
+    queue: Handle
+    kv: Handle
+    name: Name
+
+
+class ListExported(Command, tag=45):
+    """Answered with `[name, pages, exporter's id, seconds left or nil]` of each; at most 256."""
+
+    prefix: Prefix = ""
+    after: Prefix = ""
+
+
+class ReadEmb(Command, tag=46):
+    """Writes f32 [length, hidden_size] into ring out at `offset`; answered with the length."""
+
+    queue: Handle
+    emb: Span
+    offset: U32
+
+
+class WriteEmb(Command, tag=47):
+    """Fills embeds with f32 [length, hidden_size] from ring in at `offset`."""
+
+    queue: Handle
+    target: Span
+    offset: U32
+    positions: Position | list[Position] = 0
+
+
+class AllocHistory(Command, tag=48):
+    """Tokens that penalties look at; those of `prompt` count for the repetition penalty alone."""
+
+    queue: Handle
+    history: Handle
+    prompt: list[TokenRef] = []
+
+
+class ExtendHistory(Command, tag=49):
+    queue: Handle
+    history: Handle
+    tokens: list[TokenRef]
+
+
+class DeallocHistory(Command, tag=50):
+    queue: Handle
+    history: Handle
+
+
+class Chat(Command, tag=51):
+    """Token ids of `messages` in the model's chat template."""
+
+    model: U32
+    messages: Annotated[list[dict[str, Any]], Meta(max_length=1024)]
+    generation_prompt: bool = True
 
 
 AnyCommand: TypeAlias = (
@@ -213,6 +443,37 @@ AnyCommand: TypeAlias = (
     | GetNextDist
     | Sample
     | Tokenize
+    | Quota
+    | Broadcast
+    | Subscribe
+    | Unsubscribe
+    | NextMessage
+    | StoreGet
+    | StoreSet
+    | StoreDelete
+    | StoreExists
+    | StoreList
+    | HttpGet
+    | HttpPost
+    | HttpWrite
+    | HttpRead
+    | HttpClose
+    | Spawn
+    | SendChild
+    | ReceiveChild
+    | CloseChild
+    | WaitChild
+    | EndChild
+    | ExportKvPage
+    | UnexportKvPage
+    | ImportKvPage
+    | ListExported
+    | ReadEmb
+    | WriteEmb
+    | AllocHistory
+    | ExtendHistory
+    | DeallocHistory
+    | Chat
 )
 Frame: TypeAlias = Annotated[list[AnyCommand], Meta(max_length=MAX_COMMANDS_PER_FRAME)]
 
@@ -242,14 +503,25 @@ class Limits(Struct, kw_only=True):
     commands: int  # queued, not yet run
     frame_bytes: int
     top_k: int
-    ring_bytes: int
+    ring_bytes: int  # ring out
+    ring_in_bytes: int
+    history: int  # tokens in histories
+    export_pages: int  # pages that the user's exports hold
+    children: int  # descendants alive at once, of the job's first inferlet
+    subscriptions: int
+    http_streams: int  # open at once
+    store_bytes: int  # keys and values of the user
 
 
 class Startup(Struct, kw_only=True):
     """The map in the start-up memfd (fd 6)."""
 
     abi: int
+    version: str  # of piehost
     id: str
+    user: str  # whose store, topics and exports it sees
+    job: str  # the id of the inferlet that the client launched, or what it was launched with
+    deadline: float | None  # when it is ended: seconds, Unix time
     args: list[str]
     models: list[ModelInfo]
     limits: Limits

@@ -1,7 +1,9 @@
 """The connection to the controller: an outbox of commands, and answers matched to futures.
 
 Commands are encoded when they are queued and leave as one frame when the program first waits,
-when the frame is full, or at the program's end (`docs/abi.md` section 2). One thread.
+when the frame is full, at the program's end (`docs/abi.md` section 2), or, if an event loop runs,
+when its tasks that can run have run. A program without one that computes for long between waits
+calls `flush`: nothing here runs beside it. One thread.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -22,13 +25,14 @@ from .abi import (
     encoder,
     frame_header,
 )
-from .errors import ArgumentError, ClosedError, FrameError, from_answer
-from .future import Future
+from .errors import ArgumentError, ClosedError, FrameError, InferletError, from_answer
+from .future import Answer
+from .host_calls import HOST_CALLS, HostCalls
 
 if TYPE_CHECKING:
     import asyncio
 
-F = TypeVar("F", bound=Future[Any])
+A = TypeVar("A", bound=Answer[Any])
 
 _READ_BYTES = 1 << 16
 _ARRAY_HEADER_BYTES = 3
@@ -47,37 +51,47 @@ class Connection:
         self._out = bytearray()  # encoded commands, one after the other
         self._count = 0
         # from finalizers, which may run at any moment
-        self._released: list[tuple[Command, Future[Any] | None]] = []
+        self._released: list[tuple[Command, Answer[Any] | None]] = []
         self._in = bytearray()
-        self._pending: dict[int, Future[Any]] = {}
+        self._reading = False
+        self._pending: dict[int, Answer[Any]] = {}
+        self._host_calls = HostCalls()
         self._next_request = 0
-        self._closed: ClosedError | None = None
+        self.closed: ClosedError | None = None  # once the controller has gone
         self._watchers = 0  # tasks of an event loop that wait here
-        self._flush_scheduled = False
+        self._flushes: asyncio.AbstractEventLoop | None = None  # the loop that is about to
 
     # --- out -------------------------------------------------------------------------------
 
     def append(self, command: Command) -> None:
         """Queues `command`. ArgumentError if it is too large for a frame."""
-        self._append_released()
+        if self._released:
+            self._append_released()
         self._encode(command)
 
-    def ask(self, command: Command, future: F) -> F:
+    def ask(self, command: Command, future: A) -> A:
         """Queues `command` with a fresh request id; its answer resolves `future`."""
-        self._append_released()
-        self._number(command, future)
-        self._encode(command)
+        if self._released:
+            self._append_released()
+        request = self._number(command, future)
+        try:
+            self._encode(command)
+        except ArgumentError:
+            del self._pending[request]
+            raise
         return future
 
-    def _number(self, command: Command, future: Future[Any]) -> None:
+    def _number(self, command: Command, future: Answer[Any]) -> int:
+        """Gives `command` a request id that is not in use."""
         request = self._next_request
         while request in self._pending:
             request = (request + 1) & 0xFFFFFFFF
         command.req = request
         self._pending[request] = future
         self._next_request = (request + 1) & 0xFFFFFFFF
+        return request
 
-    def release(self, command: Command, future: Future[Any] | None = None) -> None:
+    def release(self, command: Command, future: Answer[Any] | None = None) -> None:
         """Queues `command` behind everything queued so far. Safe to call from a finalizer."""
         self._released.append((command, future))
 
@@ -89,27 +103,49 @@ class Connection:
             self._encode(command)
 
     def _encode(self, command: Command) -> None:
-        if self._closed is not None:
-            raise self._closed
-        octets = encoder.encode(command)
+        if self.closed is not None:
+            raise self.closed
+        try:
+            octets = encoder.encode(command)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise ArgumentError(
+                f"the {type(command).__name__} command holds what cannot be sent: {error}",
+                "give str, bytes, bool, numbers, None, and lists and dicts of them",
+            ) from None
         if len(octets) > self._room:
             raise ArgumentError(
                 f"the {type(command).__name__} command takes {len(octets)} octets, "
                 f"a frame holds {self._room}",
                 "split it into several calls",
             )
-        if len(self._out) + len(octets) > self._room or self._count == MAX_COMMANDS_PER_FRAME:
-            self._write_frame()
+        if type(command) in HOST_CALLS and self._host_calls.hold(command, octets):
+            return
+        if self._put(octets):
             self._drain()  # unread answers must not pile up while a program only sends
+
+    def _put(self, octets: bytes) -> bool:
+        """Adds an encoded command to the frame; true if another had to leave for it."""
+        full = len(self._out) + len(octets) > self._room or self._count == MAX_COMMANDS_PER_FRAME
+        if full:
+            self._write_frame()
+        if not self._count:
+            self._flush_on_idle()
         self._out += octets
         self._count += 1
+        return full
 
     def flush(self) -> None:
         """Sends what is queued, if anything."""
-        if self._closed is not None:
-            raise self._closed
+        if self.closed is not None:
+            raise self.closed
         self._append_released()
         self._write_frame()
+
+    def finish(self) -> None:
+        """Sends what is queued, also what has to wait for answers to leave."""
+        self.flush()
+        while self._host_calls.held:
+            self._read()
 
     def _write_frame(self) -> None:
         if not self._count:
@@ -130,7 +166,7 @@ class Connection:
 
     # --- in --------------------------------------------------------------------------------
 
-    def wait(self, future: Future[Any]) -> None:
+    def wait(self, future: Answer[Any]) -> None:
         """Sends what is queued and reads until `future` is answered."""
         self.flush()
         while not future.answered:
@@ -144,14 +180,26 @@ class Connection:
     def _drain(self) -> None:
         poller = select.poll()
         poller.register(self.fd, select.POLLIN)
-        while self._closed is None and poller.poll(0):
+        while self.closed is None and poller.poll(0):
             with contextlib.suppress(ClosedError):  # the futures know
                 self._read()
 
     def _read(self) -> None:
         """One read: resolves the futures of every whole frame that has arrived."""
-        if self._closed is not None:
-            raise self._closed
+        if self.closed is not None:
+            raise self.closed
+        if self._reading:  # the answer of one thread would go to another, which waits for ever
+            raise InferletError(
+                "another thread waits for an answer",
+                "use one thread; tasks of asyncio, `gather` or `interleave` run side by side",
+            )
+        self._reading = True
+        try:
+            self._read_once()
+        finally:
+            self._reading = False
+
+    def _read_once(self) -> None:
         try:
             octets = os.read(self.fd, _READ_BYTES)
         except OSError as error:
@@ -165,6 +213,10 @@ class Connection:
             for answer in _decode_answers(bytes(self._in[first:at])):
                 self._resolve(answer)
         del self._in[:at]
+        if self._host_calls.held:
+            for octets in self._host_calls.ready():
+                self._put(octets)
+            self._write_frame()
 
     def _whole_frame(self, at: int) -> tuple[int, int] | None:
         """(begin, end) of the body of the frame at `at`, or None if it has not all arrived."""
@@ -185,6 +237,8 @@ class Connection:
 
     def _resolve(self, answer: list[Any]) -> None:
         future = self._pending.pop(answer[1])
+        if self._host_calls.asked:
+            self._host_calls.answered(answer[1])
         if answer[0] == ANSWER_OK:
             future.resolve(answer[2])
         else:
@@ -192,19 +246,19 @@ class Connection:
 
     def _end(self, reason: str) -> ClosedError:
         """The controller is gone: every pending future fails with the error returned."""
-        self._closed = ClosedError(
+        self.closed = ClosedError(
             f"the connection to piehost ended ({reason})",
             "look at the host's output for why this inferlet was ended",
         )
         pending, self._pending = self._pending, {}
         for future in pending.values():
-            future.fail(self._closed)
-        return self._closed
+            future.fail(self.closed)
+        return self.closed
 
     # --- event loops -----------------------------------------------------------------------
 
     def waiter(self) -> asyncio.Future[None]:
-        """A future of the running event loop, for a `Future` that is not answered yet.
+        """A future of the running event loop, for an `Answer` that has not come yet.
 
         While any is not done the loop watches the socket. Commands leave when every task that
         can run has run, so tasks that wait side by side share a frame.
@@ -223,16 +277,22 @@ class Connection:
                 loop.remove_reader(self.fd)
 
         waiter.add_done_callback(unwatch)
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            loop.call_soon(self._on_idle)
+        self._flush_on_idle()
         return waiter
+
+    def _flush_on_idle(self) -> None:
+        """If an event loop runs: sends what is queued once the tasks that can run have run."""
+        asyncio = sys.modules.get("asyncio")  # no loop runs where nobody has imported it
+        if asyncio is None or (loop := asyncio._get_running_loop()) in (None, self._flushes):
+            return
+        self._flushes = loop
+        loop.call_soon(self._on_idle)
 
     def _on_readable(self) -> None:
         with contextlib.suppress(ClosedError):  # the futures know
             self._read()
 
     def _on_idle(self) -> None:
-        self._flush_scheduled = False
+        self._flushes = None
         with contextlib.suppress(ClosedError):
             self.flush()

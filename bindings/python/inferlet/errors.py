@@ -14,7 +14,11 @@ InferletError
 ├── OutOfMemoryError      the machine's KV pages or embeds are used up
 ├── BackendError          the step failed or the backend is gone
 ├── TraitError            the model does not realise that trait
-└── ClosedError           the other side will send no more
+├── ClosedError           the other side will send no more
+├── DeniedError           not allowed to this inferlet: a host nobody granted
+├── NotFoundError         no export or child program has that name
+├── UnavailableError      a service outside failed: the web server, the store, a launch
+└── LaggedError           messages of a subscription were lost because it was not read
 """
 
 from __future__ import annotations
@@ -94,6 +98,22 @@ class ClosedError(InferletError):
     code, name = 14, "closed"
 
 
+class DeniedError(InferletError):
+    code, name = 15, "denied"
+
+
+class NotFoundError(InferletError):
+    code, name = 16, "not_found"
+
+
+class UnavailableError(InferletError):
+    code, name = 17, "unavailable"
+
+
+class LaggedError(InferletError):
+    code, name = 18, "lagged"
+
+
 BY_CODE: Final[dict[int, type[InferletError]]] = {
     e.code: e
     for e in (
@@ -111,6 +131,10 @@ BY_CODE: Final[dict[int, type[InferletError]]] = {
         BackendError,
         TraitError,
         ClosedError,
+        DeniedError,
+        NotFoundError,
+        UnavailableError,
+        LaggedError,
     )
 }
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from .abi import MAX_TOKENIZE_BYTES, Tokenize
+from .abi import MAX_TOKENIZE_BYTES, Chat, Tokenize
+from .checks import text as check_text
+from .checks import wrong_type
 from .context import Context
 from .errors import ArgumentError
-from .future import Future
+from .future import Answer, Future, same
 from .queue import Queue
 from .runtime import Runtime, runtime
 from .text import StreamDecoder
@@ -21,11 +23,14 @@ class Model:
         info = runtime.startup.models[index]
         self.runtime = runtime
         self.index = index
+        self.info = info  # all of it, as the start-up block has it
         self.name = info.name
         self.description = info.description
         self.traits = list(info.traits)
+        self.architecture = info.architecture
         self.page_size = info.page_size
         self.vocab_size = info.vocab_size
+        self.hidden_size = info.hidden_size
         self.max_context = info.max_context
         self.bos_token = info.bos_token
         self.eos_tokens = list(info.eos_tokens)
@@ -33,6 +38,15 @@ class Model:
 
     def __repr__(self) -> str:
         return f"<Model {self.name}>"
+
+    @property
+    def prompt_template(self) -> str | None:
+        """The model's chat template in Jinja, None if it has none: see `chat`."""
+        return self.chat_template
+
+    def has_trait(self, trait: str) -> bool:
+        """True if the model realises `trait` (Pie, SOSP'25, Table 1), such as "OutputEmbed"."""
+        return trait in self.traits
 
     def queue(self) -> Queue:
         """create_queue: a new queue; as a context manager it is destroyed at the end."""
@@ -42,21 +56,42 @@ class Model:
         """A new context, filled with `prompt`. Raises what `Context.fill` raises."""
         return Context(self, prompt)
 
+    def restore(self, name: str) -> Context:
+        """A context that was saved as `name`. Raises what `Context.restore` raises."""
+        return Context.restore(self, name)
+
     def tokenize(self, text: str, special: bool = True) -> Future[list[int]]:
         """Token ids of `text`; `special` adds the tokenizer's own begin and end tokens.
 
         For whole texts: tokens of two texts side by side are not the tokens of the joined text.
         ArgumentError if `text` has more than 32,768 octets.
         """
-        size = len(text.encode())
-        if size > MAX_TOKENIZE_BYTES:
-            raise ArgumentError(
-                f"the text has {size} octets, tokenize takes {MAX_TOKENIZE_BYTES}",
-                "shorten it, or tokenize it in parts",
-            )
+        check_text("the text", text, MAX_TOKENIZE_BYTES)
         connection = self.runtime.connection
-        future = Future(connection, lambda value: cast("list[int]", value))
-        return connection.ask(Tokenize(None, self.index, text, special), future)
+        command = Tokenize(None, self.index, text, bool(special))
+        return connection.ask(command, Answer(connection, same))
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], generation_prompt: bool = True
+    ) -> Future[list[int]]:
+        """Token ids of `messages`, each at least a `role` and a `content`, in the model's own chat
+        template; `generation_prompt` begins the model's turn after them.
+
+        ArgumentError if `messages` are no dicts of what JSON can say, or too long for a frame of
+        64 KiB. The answer fails with TraitError if the model has no template, ArgumentError if the
+        template refuses the messages.
+        """
+        valid = "a list of dicts with a role and a content"
+        if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
+            raise wrong_type("messages", messages, valid)
+        given = []
+        for message in messages:
+            if not isinstance(message, Mapping):
+                raise wrong_type("a message", message, valid)
+            given.append(dict(message))
+        connection = self.runtime.connection
+        command = Chat(None, self.index, given, bool(generation_prompt))
+        return connection.ask(command, Answer(connection, same))
 
     def detokenize(self, tokens: Iterable[int]) -> str:
         """The text of `tokens`, a local lookup. Control tokens have none; octets that are no

@@ -8,21 +8,21 @@ import inspect
 import os
 import sys
 import traceback
-import types
 import typing
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
 from .abi import MAX_MESSAGE_BYTES
-from .errors import InferletError
+from .errors import ArgumentError, InferletError
+from .future import Future
 from .model import Model, available_models
+from .options import Option, UsageError, documented, option_of, parse
 from .queue import Queue
 from .runtime import args, flush, send
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_REQUIRED = inspect.Parameter.empty
+_BY_NAME = {"model": Model, "queue": Queue}  # of parameters without an annotation
 _EXIT_ERROR = 1
 _EXIT_USAGE = 2
 
@@ -30,11 +30,17 @@ _EXIT_USAGE = 2
 def inferlet(function: F) -> F:
     """Runs `function` if its script is the program; put it last in the script.
 
-    Parameters annotated `Model` get the first model, `Queue` a queue on it that is destroyed at
-    the end. The others are options: `max_tokens: int = 16` is `--max-tokens N`, a bool is
-    `--flag` or `--no-flag`, one without a default is required; str, int, float, bool, each also
-    `| None`. `--help` prints them, with the function's docstring. Every str or bytes that the
-    function (plain, generator, async or both) yields or returns is sent.
+    Parameters annotated `Model`, or called `model` without an annotation, get the first model,
+    `Queue` or `queue` a queue on it that is destroyed at the end. The others are options:
+    `max_tokens: int = 16` is `--max-tokens N`, a bool is `--flag` or `--no-flag`, one without a
+    default is required; str, int, float, bool, `Literal` and Enum (by value) for a choice, each
+    also `| None`, and lists of them for an option that may be repeated. `--help` prints them with
+    the function's docstring, and what its `Args:` section, or `Annotated[int, "..."]`, says of
+    each.
+
+    Every str or bytes that the function (plain, generator, async or both) yields or returns is
+    sent; a `Future` is waited for. What was sent leaves when the program next waits for an answer,
+    or ends: `flush()` before it sleeps or computes for long.
 
     Exits with 1 after an `InferletError`, which is printed on one line (`--debug` or
     PIEHOST_DEBUG adds the traceback), and with 2 for a wrong command line. TypeError, when
@@ -48,63 +54,23 @@ def inferlet(function: F) -> F:
     return function
 
 
-class _UsageError(Exception):
-    pass
-
-
-@dataclass(frozen=True)
-class _Option:
-    name: str  # of the parameter
-    kind: type  # str, int, float or bool
-    default: object
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-    def parse(self, text: str) -> object:
-        try:
-            return self.kind(text)
-        except ValueError:
-            raise _UsageError(f"{self.flag} takes {_NOUNS[self.kind]}, not {text!r}") from None
-
-    def usage(self) -> str:
-        if self.kind is bool:
-            return f"{self.flag}, --no-{self.flag[2:]}"
-        return f"{self.flag} {self.kind.__name__.upper()}"
-
-
-_NOUNS = {int: "a whole number", float: "a number", str: "a text"}
-
-
 class _Program:
     """A function, and its parameters split into what is injected and what is an option."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self.options: dict[str, _Option] = {}
+        self.options: dict[str, Option] = {}
         self.injected: dict[str, type] = {}
-        hints = typing.get_type_hints(function)
+        self.about, notes = documented(function)
+        hints = typing.get_type_hints(function, include_extras=True)
         for parameter in inspect.signature(function).parameters.values():
-            kind = hints.get(parameter.name, str)
+            kind = hints.get(parameter.name, _BY_NAME.get(parameter.name, str))
             if kind in (Model, Queue):
                 self.injected[parameter.name] = kind
-                continue
-            kind = _plain(kind)
-            if kind not in (str, int, float, bool) or parameter.kind in (
-                parameter.VAR_POSITIONAL,
-                parameter.VAR_KEYWORD,
-                parameter.POSITIONAL_ONLY,
-            ):
-                raise TypeError(
-                    f"parameter {parameter.name} of {function.__name__} cannot be an option: "
-                    "annotate it str, int, float or bool (or Model or Queue)"
-                )
-            default = parameter.default
-            if kind is bool and default is _REQUIRED:
-                default = False
-            option = _Option(parameter.name, kind, default)
-            self.options[option.flag] = option
+            else:
+                about = notes.get(parameter.name, "")
+                option = option_of(function.__name__, parameter, kind, about)
+                self.options[option.flag] = option
 
     def main(self) -> int:
         """Runs it with this process's arguments; the exit status."""
@@ -115,9 +81,9 @@ class _Program:
             if "--help" in words:
                 _send_text(self.help())
             else:
-                self.run(self.parse([word for word in words if word != "--debug"]))
+                self.run(parse(self.options, [word for word in words if word != "--debug"]))
             flush()
-        except _UsageError as error:
+        except UsageError as error:
             _print_error(f"error: {error} (try: --help)")
             return _EXIT_USAGE
         except InferletError as error:
@@ -129,40 +95,6 @@ class _Program:
                 flush()
             return _EXIT_ERROR
         return 0
-
-    def parse(self, words: Sequence[str]) -> dict[str, object]:
-        """Parameter values of a command line. The word after an option is its value, whatever it
-        begins with."""
-        values: dict[str, object] = {}
-        rest = iter(words)
-        for word in rest:
-            flag, equals, text = word.partition("=")
-            option = self.options.get(flag)
-            if option is None and flag.startswith("--no-") and not equals:
-                option = self.options.get("--" + flag[5:])
-                if option is not None and option.kind is bool:
-                    values[option.name] = False
-                    continue
-                option = None
-            if option is None:
-                raise _UsageError(f"there is no option {word!r}")
-            if option.kind is bool:
-                if equals:
-                    raise _UsageError(f"{flag} takes no value")
-                values[option.name] = True
-                continue
-            if not equals:
-                value = next(rest, None)
-                if value is None:
-                    raise _UsageError(f"{flag} needs a value")
-                text = value
-            values[option.name] = option.parse(text)
-        for option in self.options.values():
-            if option.name not in values:
-                if option.default is _REQUIRED:
-                    raise _UsageError(f"{option.flag} is required")
-                values[option.name] = option.default
-        return values
 
     def run(self, values: dict[str, object]) -> None:
         with contextlib.ExitStack() as stack:
@@ -183,35 +115,23 @@ class _Program:
 
     def help(self) -> str:
         lines = ["usage: piehost launch PROGRAM -- [OPTIONS]"]
-        if about := inspect.getdoc(self.function):
-            lines += ["", about]
-        lines += ["", "options:"]
-        for option in self.options.values():
-            if option.default is _REQUIRED:
-                note = "required"
-            elif option.default is None:
-                note = ""
-            else:
-                note = f"default: {option.default}"
-            lines.append(f"  {option.usage():<28} {note}".rstrip())
-        lines.append("  --help")
-        return "\n".join(lines) + "\n"
-
-
-def _plain(kind: Any) -> Any:
-    """`kind` without `| None`."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        plain = [part for part in typing.get_args(kind) if part is not types.NoneType]
-        return plain[0] if len(plain) == 1 else kind
-    return kind
+        if self.about:
+            lines += ["", self.about]
+        lines += ["", "options:", *(option.help() for option in self.options.values())]
+        return "\n".join([*lines, "  --help"]) + "\n"
 
 
 def _send_result(result: object) -> None:
-    if isinstance(result, Iterator):
-        for piece in result:
-            _send_text(piece)
-    else:
+    if not isinstance(result, Iterator):
         _send_text(result)
+        return
+    while True:
+        try:
+            piece = next(result)
+        except StopIteration as end:
+            _send_text(end.value)  # of a generator that also returns something
+            return
+        _send_text(piece)
 
 
 async def _send_async(result: Any) -> None:
@@ -223,9 +143,16 @@ async def _send_async(result: Any) -> None:
 
 
 def _send_text(piece: object) -> None:
-    """Sends `piece`; a long one in several messages."""
+    """Sends `piece`; a long one in several messages. ArgumentError if it is a stream."""
+    if isinstance(piece, Future):
+        piece = piece.result()
     if piece is None:
         return
+    if isinstance(piece, Iterator | AsyncIterator):
+        raise ArgumentError(
+            f"the program yields a {type(piece).__name__}, which is no text but gives pieces of it",
+            "`yield from` it, or in an async function `async for` it and yield each",
+        )
     data = piece if isinstance(piece, bytes) else str(piece).encode()
     for at in range(0, len(data), MAX_MESSAGE_BYTES):
         send(data[at : at + MAX_MESSAGE_BYTES])

@@ -1,7 +1,9 @@
-"""The ring out: shared memory the backend writes distributions into, read here without copying.
+"""The rings: shared memory the backend writes distributions and hidden states into (ring out), read
+here without copying, and reads token masks and vectors from (ring in).
 
-The inferlet chooses where each distribution goes. A place is used again only when nothing refers
-to it any more, neither its `Distribution` nor an array that looks into it.
+The inferlet chooses where each goes. A place is used again only when nothing refers to it any
+more: of ring out, neither its `Distribution` nor an array that looks into it; of ring in, once the
+command that names it is answered.
 """
 
 from __future__ import annotations
@@ -9,43 +11,34 @@ from __future__ import annotations
 import mmap
 from typing import TYPE_CHECKING, Any
 
-from .errors import ArgumentError, QuotaError, UnwrittenError
+from .errors import QuotaError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 _ALIGN = 64  # a cache line; the ABI asks for 4
 
 
 class Ring:
-    """`size` octets of shared memory at `fd`, and which of them are in use."""
+    """`size` octets, and which of them are in use."""
 
-    def __init__(self, fd: int, size: int) -> None:
-        import numpy as np  # slow to import, and only distributions need it
-
+    def __init__(self, size: int, name: str, hint: str) -> None:
         self.size = size
-        self._memory = np.frombuffer(
-            mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ), np.uint8
-        )
-        self.address: int = self._memory.__array_interface__["data"][0]
+        self._name = name
+        self._hint = hint  # what to try when it is full
         self._free = [(0, size)]  # (offset, octets), ascending, never adjacent
         self.returned: list[tuple[int, int]] = []  # from finalizers, which may run at any moment
 
-    def take(self, octets: int) -> Place:
-        """A place of at least `octets`. QuotaError if none is free."""
+    def take(self, octets: int) -> tuple[int, int]:
+        """(offset, length) of a free place of at least `octets`. QuotaError if there is none."""
         octets = -(-octets // _ALIGN) * _ALIGN
         self._merge_returned()
         for i, (offset, length) in enumerate(self._free):
             if length >= octets:
                 rest = (offset + octets, length - octets)
                 self._free[i : i + 1] = [rest] if rest[1] else []
-                return Place(self, offset, octets)
-        raise QuotaError(
-            f"no {octets} octets are free in the ring of {self.size}: "
-            "distributions that are still referred to fill it",
-            "release distributions when done with them, or ask for a smaller k",
-        )
+                return offset, octets
+        raise QuotaError(f"no {octets} octets are free in {self._name} of {self.size}", self._hint)
 
     def _merge_returned(self) -> None:
         if not self.returned:
@@ -64,91 +57,84 @@ class Ring:
         self._free = merged
 
 
+class RingOut(Ring):
+    """The ring at `fd` that the backend writes, mapped read-only."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        import numpy as np  # slow to import, and only what reads the ring needs it
+
+        super().__init__(
+            size,
+            "ring out",
+            "release distributions and vectors when done with them, or ask for less",
+        )
+        self._memory = np.frombuffer(
+            mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ), np.uint8
+        )
+        self.address: int = self._memory.__array_interface__["data"][0]
+
+    def place(self, octets: int) -> Window:
+        """A place for the backend to write. QuotaError if no such is free."""
+        return Window(self, octets)
+
+
+class RingIn(Ring):
+    """The ring at `fd` that the backend reads, mapped for writing."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        super().__init__(
+            size, "ring in", "wait for the answers of earlier samples or vectors, or send fewer"
+        )
+        self._memory = mmap.mmap(
+            fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE
+        )
+
+    def put(self, data: bytes | memoryview) -> Place:
+        """A place that holds `data`. QuotaError if no such is free."""
+        place = Place(self, len(data))
+        self._memory[place.offset : place.offset + len(data)] = data
+        return place
+
+
 class Place:
-    """Octets of the ring that are in use as long as this object lives."""
+    """Octets of a ring that are in use as long as this object lives."""
 
     __slots__ = ("_ring", "octets", "offset")
 
-    def __init__(self, ring: Ring, offset: int, octets: int) -> None:
+    def __init__(self, ring: Ring, octets: int) -> None:
+        """QuotaError if no such place is free."""
+        self.offset, self.octets = ring.take(octets)
         self._ring = ring
-        self.offset = offset
-        self.octets = octets
-
-    def array(self, at: int, count: int, dtype: str) -> NDArray[Any]:
-        """A read-only array into the ring, which keeps this place in use."""
-        import numpy as np
-
-        return np.asarray(_Window(self, self._ring.address + self.offset + at, count, dtype))
 
     def __del__(self) -> None:
-        self._ring.returned.append((self.offset, self.octets))
+        if hasattr(self, "_ring"):  # not there if none was free
+            self._ring.returned.append((self.offset, self.octets))
 
 
-class _Window:
+class Window(Place):
+    """A place of ring out to look into."""
+
+    __slots__ = ("_address",)
+
+    def __init__(self, ring: RingOut, octets: int) -> None:
+        super().__init__(ring, octets)
+        self._address = ring.address + self.offset
+
+    def array(self, at: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """A read-only array of what lies `at` octets into it, which keeps this place in use."""
+        import numpy as np
+
+        return np.asarray(_Interface(self, self._address + at, shape, dtype))
+
+
+class _Interface:
     """What numpy needs to make an array of memory; the array refers to it, and it to the place."""
 
-    def __init__(self, place: Place, address: int, count: int, dtype: str) -> None:
-        self._place = place
+    def __init__(self, window: Window, address: int, shape: tuple[int, ...], dtype: str) -> None:
+        self._window = window
         self.__array_interface__ = {
             "version": 3,
             "data": (address, True),
-            "shape": (count,),
+            "shape": shape,
             "typestr": dtype,
         }
-
-
-class Distribution:
-    """The most probable next tokens (Pie, SOSP'25, `get_next_dist`).
-
-    `ids` (u32) and `probs` (f32) have the same length, most probable first; both are read-only
-    views of the ring. Length 0: an earlier stop dropped the step.
-    """
-
-    __slots__ = ("_ids", "_probs")
-
-    def __init__(self, ids: NDArray[np.uint32], probs: NDArray[np.float32]) -> None:
-        self._ids: NDArray[np.uint32] | None = ids
-        self._probs: NDArray[np.float32] | None = probs
-
-    @classmethod
-    def in_ring(cls, place: Place, entries: int) -> Distribution:
-        """`entries` ids, then as many probabilities, at `place`."""
-        return cls(place.array(0, entries, "<u4"), place.array(4 * entries, entries, "<f4"))
-
-    @property
-    def ids(self) -> NDArray[np.uint32]:
-        """Token ids, u32, most probable first."""
-        if self._ids is None:
-            raise _released()
-        return self._ids
-
-    @property
-    def probs(self) -> NDArray[np.float32]:
-        """Probabilities of `ids`, f32, from the softmax over the whole vocabulary."""
-        if self._probs is None:
-            raise _released()
-        return self._probs
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def argmax(self) -> int:
-        """The most probable token. UnwrittenError if an earlier stop dropped the step."""
-        if not len(self):
-            raise UnwrittenError(
-                "there is no distribution: a stop earlier in the chain dropped this step",
-                "look at the sampled tokens before asking for distributions after a stop",
-            )
-        return int(self.ids[0])
-
-    def copy(self) -> Distribution:
-        """The same distribution outside the ring."""
-        return Distribution(self.ids.copy(), self.probs.copy())
-
-    def release(self) -> None:
-        """Gives the ring its place back now. Arrays taken from `ids` or `probs` keep it."""
-        self._ids = self._probs = None
-
-
-def _released() -> ArgumentError:
-    return ArgumentError("the distribution was released", "copy() it before release()")

@@ -1,7 +1,8 @@
 """What an inferlet finds when it starts: its descriptors, opened at first use, never at import.
 
-The module's functions are the runtime calls of Pie (SOSP'25, Table 1): `get_arg`, `send`,
-`receive`. Importing touches no descriptor, because the zygote imports before there are any.
+The module's functions are the runtime calls of Pie (SOSP'25, Table 1) that tell an inferlet about
+itself, `send` and `receive`. Importing touches no descriptor, because the zygote imports before
+there are any.
 """
 
 from __future__ import annotations
@@ -10,31 +11,33 @@ import atexit
 import contextlib
 import mmap
 import os
+import time
 from functools import cached_property
-from typing import cast
 
 import msgspec
 
 from .abi import (
     ABI_VERSION,
-    MAX_MESSAGE_BYTES,
+    RING_IN_FD,
     RING_OUT_FD,
     SOCKET_FD,
     STARTUP_FD,
     VOCAB_FD,
+    Quota,
     Receive,
     Send,
     Startup,
 )
+from .checks import message
 from .connection import Connection
 from .errors import ArgumentError, ClosedError, InferletError
-from .future import Future
-from .ring import Ring
+from .future import Answer, Future, same
+from .ring import RingIn, RingOut
 from .text import Vocabulary
 
 
 class Runtime:
-    """The four descriptors of `docs/abi.md` section 1."""
+    """The five descriptors of `docs/abi.md` section 1."""
 
     def __init__(
         self,
@@ -42,11 +45,13 @@ class Runtime:
         ring_fd: int = RING_OUT_FD,
         startup_fd: int = STARTUP_FD,
         vocab_fd: int = VOCAB_FD,
+        ring_in_fd: int = RING_IN_FD,
     ) -> None:
         self._socket_fd = socket_fd
         self._ring_fd = ring_fd
         self._startup_fd = startup_fd
         self._vocab_fd = vocab_fd
+        self._ring_in_fd = ring_in_fd
         self.last_handle = 0
 
     @cached_property
@@ -72,17 +77,22 @@ class Runtime:
         """The connection; what is queued when the program ends is sent then."""
         connection = Connection(self._socket_fd, self.startup.limits.frame_bytes)
 
-        def flush_at_exit() -> None:
+        def finish_at_exit() -> None:
             with contextlib.suppress(ClosedError):
-                connection.flush()
+                connection.finish()
 
-        atexit.register(flush_at_exit)
+        atexit.register(finish_at_exit)
         return connection
 
     @cached_property
-    def ring(self) -> Ring:
+    def ring(self) -> RingOut:
         """The ring out, mapped read-only."""
-        return Ring(self._ring_fd, self.startup.limits.ring_bytes)
+        return RingOut(self._ring_fd, self.startup.limits.ring_bytes)
+
+    @cached_property
+    def ring_in(self) -> RingIn:
+        """The ring in, mapped for writing."""
+        return RingIn(self._ring_in_fd, self.startup.limits.ring_in_bytes)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -104,22 +114,24 @@ class Runtime:
             )
         return args[index]
 
-    def send(self, message: str | bytes) -> None:
-        """Queues `message` for whoever launched this inferlet; messages keep their bounds and
+    def time_left(self) -> float | None:
+        """Seconds until the deadline, 0 once it has passed; None if there is none."""
+        deadline = self.startup.deadline
+        return None if deadline is None else max(0.0, deadline - time.time())
+
+    def send(self, data: str | bytes) -> None:
+        """Queues a message for whoever launched this inferlet; messages keep their bounds and
         order. ArgumentError if it is longer than 60,000 octets."""
-        data = message.encode() if isinstance(message, str) else message
-        if len(data) > MAX_MESSAGE_BYTES:
-            raise ArgumentError(
-                f"the message has {len(data)} octets, a message holds {MAX_MESSAGE_BYTES}",
-                "send it in parts",
-            )
-        self.connection.append(Send(None, data))
+        self.connection.append(Send(None, message(data)))
 
     def receive(self) -> Future[bytes]:
         """The next message from whoever launched this inferlet. ClosedError if there will be
         none."""
-        connection = self.connection
-        return connection.ask(Receive(None), Future(connection, lambda v: cast(bytes, v)))
+        return self.connection.ask(Receive(None), Answer(self.connection, same))
+
+    def quota(self) -> Future[dict[str, float]]:
+        """What is left, by the names of `docs/abi.md` section 8 (quota)."""
+        return self.connection.ask(Quota(None), Answer(self.connection, same))
 
 
 def _read_all(fd: int) -> bytes:
@@ -144,6 +156,44 @@ def get_arg(index: int) -> str:
     return runtime.get_arg(index)
 
 
+def get_version() -> str:
+    """The version of piehost that runs this inferlet."""
+    return runtime.startup.version
+
+
+def get_instance_id() -> str:
+    """The id of this inferlet, as `piehost ps` and other inferlets see it."""
+    return runtime.startup.id
+
+
+def user() -> str:
+    """Whose store, topics and exports this inferlet sees."""
+    return runtime.startup.user
+
+
+def job() -> str:
+    """The job this inferlet is part of: the id of the inferlet that the client launched, or the
+    name it gave the launch. Children share it."""
+    return runtime.startup.job
+
+
+def deadline() -> float | None:
+    """When this inferlet will be ended, in seconds of Unix time; None: never."""
+    return runtime.startup.deadline
+
+
+def time_left() -> float | None:
+    """Seconds until `deadline`, 0 once it has passed; None if there is none."""
+    return runtime.time_left()
+
+
+def quota() -> Future[dict[str, float]]:
+    """What is left to this inferlet, by name: `kv_pages`, `embeds`, `tokens`, `commands`,
+    `history`, `export_pages`, `children`, `subscriptions`, `http_streams`, `store_bytes`,
+    `egress_bytes`, and `cpu_seconds` and `wall_seconds` if they are limited."""
+    return runtime.quota()
+
+
 def send(message: str | bytes) -> None:
     """Queues `message` for whoever launched this inferlet (at most 60,000 octets, else
     ArgumentError). Messages keep their bounds and order."""
@@ -151,10 +201,18 @@ def send(message: str | bytes) -> None:
 
 
 def receive() -> Future[bytes]:
-    """The next message from whoever launched this inferlet. ClosedError if there will be none."""
+    """The next message from whoever launched this inferlet. ClosedError if there will be none.
+
+    Keep the future if a wait for it is given up: it has the message when that comes.
+    """
     return runtime.receive()
 
 
 def flush() -> None:
-    """Sends what is queued now; waiting for any answer does so too."""
+    """Sends what is queued now.
+
+    So does waiting for any answer, the program's end, and, under asyncio, the moment when every
+    task that can run has run. A program without an event loop that computes for long between
+    waits calls this for what should not wait that long, such as a `send`.
+    """
     runtime.connection.flush()

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, SupportsIndex, TypeVar
 
-from .abi import Command, DeallocEmb, DeallocKvPage, DeallocToken
+from .abi import Command, DeallocEmb, DeallocKvPage, DeallocToken, Index
 from .abi import Span as WireSpan
-from .errors import ArgumentError, HandleError
+from .checks import wrong_type
+from .errors import ArgumentError, HandleError, SpanError
 
 if TYPE_CHECKING:
-    from .queue import Queue
+    from .command_queue import CommandQueue
 
 S = TypeVar("S", bound="Span")
 
@@ -27,7 +29,7 @@ class Handle(ABC):
     __slots__ = ("_number", "queue")
     kind: ClassVar[str]
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: CommandQueue) -> None:
         self.queue = queue
         self._number = queue.runtime.new_handle()
 
@@ -45,6 +47,10 @@ class Handle(ABC):
         if number and not self.queue.destroyed:
             self.queue.release(number, self.dealloc_command(number))
 
+    def forget(self) -> None:
+        """It was never made, so there is nothing to free."""
+        self._number = 0
+
     @abstractmethod
     def dealloc_command(self, number: int) -> Command:
         """The command that frees handle `number`."""
@@ -59,7 +65,7 @@ class KvHandle(Handle):
     __slots__ = ("pages",)
     kind = "KV pages"
 
-    def __init__(self, queue: Queue, pages: int) -> None:
+    def __init__(self, queue: CommandQueue, pages: int) -> None:
         super().__init__(queue)
         self.pages = pages
 
@@ -110,6 +116,9 @@ class Span:
             raise ArgumentError(f"a span has no slices of step {step}", "take each place by index")
         return type(self)(self.handle, self.first + begin, max(0, end - begin))
 
+    def __iter__(self: S) -> Iterator[S]:
+        return (self[at] for at in range(self._length))
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.first}..{self.first + self._length}>"
 
@@ -129,3 +138,17 @@ class Embeds(Span):
     """Model inputs and outputs (Pie, SOSP'25: `Emb`)."""
 
     __slots__ = ()
+
+    @property
+    def index(self) -> Index:
+        """The one embed of it on the wire. SpanError if it is not one."""
+        if len(self) != 1:
+            raise SpanError(f"one embed is needed, not {len(self)}", "take one, such as out[-1]")
+        return (self.handle.number, self.first)
+
+
+def check_span(span: S, kind: type[S]) -> S:
+    """`span`, if it is one of `kind`; else ArgumentError."""
+    if not isinstance(span, kind):
+        raise wrong_type("the argument", span, f"{kind.__name__}")
+    return span

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 from inferlet import ArgumentError, CancelledError, ClosedError, SpanError, abi
 from inferlet.connection import Connection
-from inferlet.future import Future
-from scripted import Host, framed, take_frame
+from inferlet.future import Answer, Future
+from scripted import Host
+from scripted_controller import framed, take_frame
 
 
 class Peer:
@@ -27,7 +28,7 @@ class Peer:
 
     def ask(self) -> Future[object]:
         connection = self.connection
-        return connection.ask(abi.Synchronize(None, 1), Future(connection, lambda value: value))
+        return connection.ask(abi.Synchronize(None, 1), Answer(connection, lambda value: value))
 
     def frame(self) -> list[abi.AnyCommand]:
         """The next frame that the program sent."""
@@ -113,6 +114,18 @@ def test_a_frame_holds_65536_octets(peer: Peer) -> None:
     assert received == messages
     with pytest.raises(ArgumentError, match="a frame holds"):
         peer.connection.append(abi.EmbedTxt(None, 1, (1, 0), [70000] * 20000))
+
+
+def test_what_is_refused_takes_no_request_id(peer: Peer) -> None:
+    too_large = abi.Tokenize(None, 0, "x" * 70000)
+    with pytest.raises(ArgumentError, match="a frame holds"):
+        peer.connection.ask(too_large, Answer(peer.connection, lambda value: value))
+    peer.connection._next_request = 0
+    future = peer.ask()
+    peer.connection.flush()
+    assert [c.req for c in peer.frame()] == [0]
+    peer.answer([0, 0, "its own"])
+    assert future.result() == "its own"
 
 
 def test_answers_are_read_while_a_program_only_sends(peer: Peer) -> None:

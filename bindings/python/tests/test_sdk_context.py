@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inferlet import ArgumentError, Context, PositionError, QuotaError, abi
 from inferlet.errors import BackendError
-from scripted import BOS, EOS, MAX_CONTEXT, PAGE_SIZE, Host, continuation
+from scripted import Host
+from scripted_device import BOS, EOS, MAX_CONTEXT, PAGE_SIZE, continuation
 
 PROMPT = [BOS, *b"The capital of France is"]
 
@@ -154,6 +155,21 @@ def test_leaving_early_cancels_what_has_not_run(host: Host) -> None:
         assert context.tokens == [*PROMPT, *expected, 33]
         rest = continuation(context.tokens, 60)
         assert list(context.generate_tokens(60)) == rest
+
+
+def test_pages_kept_by_leaving_early_take_no_error_away(host: Host) -> None:
+    """Those that a cancel may have dropped are freed with care; the others must not be."""
+    with host.model.context(PROMPT) as context:
+        stream = context.generate_tokens(300)
+        for _ in range(20):
+            next(stream)
+        context.fill("!")
+        with context.fork():
+            context.trim(3)
+            host.controller.fail_next = (abi.AllocKvPage, QuotaError("no page is left", "free one"))
+            with pytest.raises(QuotaError, match="no page is left"):
+                list(context.generate_tokens(30))
+        assert list(context.generate_tokens(30)) == continuation(PROMPT[:3], 30)
 
 
 def test_fork_shares_full_pages_and_copies_the_last(host: Host) -> None:

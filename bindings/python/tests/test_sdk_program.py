@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from inferlet import abi
 from inferlet.errors import BackendError
-from scripted import BOS, EOS, MAX_CONTEXT, Host, Outcome, continuation, run_program
+from scripted import Host, Outcome, run_program
+from scripted_device import BOS, EOS, MAX_CONTEXT, continuation
 
 INFERLETS = Path(__file__).parents[3] / "inferlets"
 PROMPT = [BOS, *b"Hi"]
@@ -161,6 +162,108 @@ def test_help(run: Run) -> None:
         assert line in outcome.text
 
 
+CHOICES = """
+    from enum import Enum
+    from typing import Annotated, Literal
+
+    class Size(Enum):
+        SMALL = "s"
+        LARGE = "l"
+
+    @inferlet
+    def main(
+        mode: Literal["fast", "slow"] = "fast",
+        n: Literal[1, 2] | None = None,
+        size: Size = Size.SMALL,
+        tag: list[str] = ["x"],
+        at: list[int] = [],
+        sizes: list[Size] | None = None,
+        steps: Annotated[int, "how many to take"] = 3,
+    ):
+        '''Chooses.
+
+        Args:
+            mode: how to go
+                about it
+            size (Size): of the thing
+            steps: never shown
+
+        Returns what it chose.
+        '''
+        return repr((mode, n, size.name, tag, at, sizes and [s.name for s in sizes], steps))
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ([], ("fast", None, "SMALL", ["x"], [], None, 3)),
+        (
+            ["--mode=slow", "--n", "2", "--size", "l", "--tag", "a", "--tag=b"],
+            ("slow", 2, "LARGE", ["a", "b"], [], None, 3),
+        ),
+        (
+            ["--at=1", "--sizes=s", "--at=2", "--sizes=l"],
+            ("fast", None, "SMALL", ["x"], [1, 2], ["SMALL", "LARGE"], 3),
+        ),
+    ],
+)
+def test_choices_and_lists(run: Run, args: list[str], expected: tuple[object, ...]) -> None:
+    outcome = run(CHOICES, *args)
+    assert (outcome.status, outcome.stderr, outcome.text) == (0, "", repr(expected))
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (["--mode", "medium"], "--mode is one of fast, slow, not 'medium'"),
+        (["--n=3"], "--n is one of 1, 2, not '3'"),
+        (["--size", "LARGE"], "--size is one of s, l, not 'LARGE'"),
+        (["--at", "x"], "--at takes a whole number, not 'x'"),
+    ],
+)
+def test_wrong_choices(run: Run, args: list[str], complaint: str) -> None:
+    outcome = run(CHOICES, *args)
+    assert (outcome.status, outcome.stderr) == (2, f"error: {complaint} (try: --help)\n")
+
+
+def test_help_says_what_parameters_are(run: Run) -> None:
+    text = run(CHOICES, "--help").text
+    assert "Chooses.\n\nReturns what it chose.\n" in text and "Args:" not in text
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    for line in (
+        "--mode fast|slow how to go about it; default: fast",
+        "--n 1|2",
+        "--size s|l of the thing; default: s",
+        "--tag STR may be repeated; default: x",
+        "--at INT may be repeated",
+        "--steps INT how many to take; default: 3",
+    ):
+        assert line in lines
+
+
+def test_every_call_in_a_program_of_its_own(run: Run) -> None:
+    """Its own process, the descriptors as piehost gives them."""
+    program = """
+        import numpy as np
+
+        @inferlet
+        async def main(model: Model, q: Queue):
+            out = q.forward(q.embed_txt([1, 2, 3]))
+            mask = np.zeros(model.vocab_size, np.bool_)
+            mask[7] = True
+            vectors = await q.read_emb(out)
+            back = q.read_emb(q.write_emb(vectors))
+            subscription = subscribe("t")
+            broadcast("t", "hi")
+            store_set("k", "v")
+            message = await subscription.receive()
+            yield f"{await q.sample(out, mask=mask)} {(vectors == await back).all()} "
+            yield f"{message.text} from {message.sender} {await store_get('k')} {job()}"
+    """
+    assert run(program).text == "7 True hi from test b'v' night"
+
+
 def test_what_a_program_may_be(run: Run) -> None:
     assert run("@inferlet\ndef main(): return None").sent == []
     assert run("@inferlet\ndef main(): return b'\\xff'").sent == [b"\xff"]
@@ -184,6 +287,29 @@ def test_what_a_program_may_be(run: Run) -> None:
     outcome = run(queue)
     assert outcome.text == str(continuation([1, 2], 1)[0])
     assert outcome.controller.of(abi.DestroyQueue)
+
+
+def test_what_is_returned_behind_yields_and_futures_are_sent_too(run: Run) -> None:
+    assert run("@inferlet\ndef main():\n  yield 'a'\n  return 'b'").sent == [b"a", b"b"]
+    future = "@inferlet\ndef main(model: Model):\n  yield model.tokenize('A')"
+    assert run(future).text == "[256, 65]"
+
+
+def test_a_stream_is_no_text(run: Run) -> None:
+    body = "@inferlet\n{} main(model: Model):\n  yield model.context('Hi').generate(3)"
+    for kind in ("def", "async def"):
+        outcome = run(body.format(kind))
+        assert (outcome.status, outcome.sent) == (1, [])
+        assert "TextStream" in outcome.stderr and "`yield from` it" in outcome.stderr
+        assert outcome.stderr.count("\n") == 1
+
+
+def test_a_model_without_an_annotation_is_the_model(run: Run) -> None:
+    source = "@inferlet\ndef main(model, queue, x): return f'{model} {type(queue).__name__} {x}'"
+    outcome = run(source, "--x", "1")
+    assert outcome.text.endswith("> Queue 1") and outcome.text.startswith("<Model ")
+    named = "@inferlet\ndef main(model: str): return model"
+    assert run(named, "--model", "mine").text == "mine"
 
 
 def test_a_program_ends_with_its_own_status(run: Run) -> None:
@@ -226,7 +352,7 @@ def test_models_and_traits(run: Run) -> None:
     """
     assert run(program).sent == [
         b"scripted",
-        b"Allocate Forward InputText Tokenize OutputText",
+        b"Allocate Forward InputText Tokenize OutputText OutputEmbed",
         b"Allocate",
         b"use one of: scripted",
     ]
@@ -291,3 +417,8 @@ def test_import_does_not_load_numpy() -> None:
     """It takes 0.1 s, and most programs never need it."""
     source = "import sys, inferlet; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", source], check=False).returncode == 0
+
+
+def test_what_waits_for_its_turn_is_sent_before_the_end(run: Run) -> None:
+    outcome = run("for i in range(500): store_set(str(i), 'v')")
+    assert outcome.status == 0 and len(outcome.controller.services.store) == 500

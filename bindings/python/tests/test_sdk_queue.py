@@ -20,7 +20,8 @@ from inferlet import (
     UnwrittenError,
     abi,
 )
-from scripted import EOS, PAGE_SIZE, RING_BYTES, VOCAB_SIZE, Host, continuation, next_token
+from scripted import Host
+from scripted_device import EOS, PAGE_SIZE, RING_BYTES, VOCAB_SIZE, continuation, next_token
 
 
 def test_the_listing_of_the_paper(host: Host) -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from inferlet import ArgumentError, InferletError, StreamDecoder, Vocabulary, abi
-from scripted import BOS, EOS, Host
+from scripted import Host
+from scripted_device import BOS, EOS
 
 
 def decode(pieces: list[bytes], special: list[bool]) -> tuple[list[str], str]:

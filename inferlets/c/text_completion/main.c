@@ -4,34 +4,22 @@
 static const char usage[] = "usage: text_completion --prompt TEXT --max-tokens N "
                             "[--temperature T] [--top-p P] [--seed S]\n";
 
-/* Sends the characters that a token completes, as it comes. */
-static int send_token(pie_ref token, void *stream)
+static int complete(const struct options *o)
 {
-    size_t length;
-    const char *text = pie_stream_push(stream, token, &length);
-    return !text || (length && pie_send(text, length, NULL));
-}
-
-static int complete(struct options *o)
-{
-    pie_stream stream = {0};
     uint32_t models;
-    size_t length;
     const pie_model *model = pie_available_models(&models);
+    pie_generation how = {.max_tokens = o->max_tokens, .sampling = o->sampling};
+    how.sampling.stop = model->eos_tokens;
+    how.sampling.stop_count = model->eos_count;
+
     pie_context *context = pie_context_create(0);
-    if (!context)
-        return pie_error().code;
-
-    o->sampling.stop = model->eos_tokens;
-    o->sampling.stop_count = model->eos_count;
-    int code = pie_context_fill(context, o->prompt, strlen(o->prompt), true);
+    int code = context ? pie_context_fill(context, o->prompt, strlen(o->prompt), true)
+                       : pie_error().code;
     if (!code)
-        code = pie_context_generate(context, o->max_tokens, &o->sampling, send_token, &stream);
-
-    const char *rest = pie_stream_end(&stream, &length);
-    if (rest && length)
-        pie_send(rest, length, NULL);
-    pie_stream_free(&stream);
+        code = pie_context_start(context, &how);
+    for (pie_piece piece = {.finish = PIE_GOING_ON}; !code && !piece.finish;)
+        if (!(code = pie_context_next(context, &piece)) && piece.length)
+            code = pie_send(piece.text, piece.length, NULL);
     pie_context_destroy(context);
     return code;
 }
