@@ -1,13 +1,17 @@
 # make demo   set up everything and run the main job: two inferlets, Python and C, one model
 # make test   set up everything and pass the tests
 # make bench  measure: JSON and plots under bench/results/
+# make faults kill and stop every kind of process at random, under load, for SECONDS=600
+# make hostile  every attack under every profile, as root and as a plain user: a table
+# make mutants  sabotages a copy of the tree in some fifty ways: the tests must notice each
+# make fuzz SECONDS=600   what both sides read, and the filters, for as long as one likes
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PROMPT := The capital of France is
 
-.PHONY: demo test check bench setup inferlets clean
+.PHONY: demo test check bench faults setup inferlets clean fuzz hostile mutants
 
 demo: setup inferlets
 	@echo "== inferlets/text_completion (Python)"
@@ -16,7 +20,7 @@ demo: setup inferlets
 	@$(BIN)/piehost launch inferlets/c/text_completion -- --prompt "$(PROMPT)" --max-tokens 8
 
 test: setup inferlets check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .
@@ -25,6 +29,21 @@ check: setup
 
 bench: setup inferlets
 	$(BIN)/python -m bench
+
+fuzz: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(MAKE) --no-print-directory -C fuzz PYTHON=$(abspath $(BIN))/python
+
+SECONDS := 600
+faults: setup inferlets
+	$(BIN)/python -m tests.chaos $$(($(SECONDS) / 2))
+	$(BIN)/python -m tests.chaos $$(($(SECONDS) / 2)) --model default --pause 4
+
+hostile: setup
+	$(BIN)/python -m tests.hostile
+
+mutants: setup inferlets
+	$(BIN)/python -m tests.mutants
 
 inferlets:
 	@$(MAKE) --no-print-directory -C bindings/c
@@ -45,4 +64,4 @@ $(VENV)/installed: constraints.txt pyproject.toml bindings/python/pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) bindings/c/build inferlets/c/*/build inferlets/three_languages/build
+	rm -rf $(VENV) bindings/c/build fuzz/build inferlets/c/*/build inferlets/three_languages/build

@@ -1,4 +1,8 @@
-"""`python -m bench [--long]`: everything in one run, tables on stdout, files in bench/results."""
+"""`python -m bench [--long]`: everything in one run, tables on stdout, files in bench/results.
+
+`--neighbours` measures that alone instead: honest inferlets beside hostile ones. `--deaths N` too:
+how long the KV pages of a killed inferlet stay held.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ import torch
 
 from . import measure
 from .bare import BareLoop
+from .deaths import deaths
+from .neighbours import neighbours
 from .plot import plot_decode
 from .served import programs, server
 
@@ -23,18 +29,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench")
     parser.add_argument("--long", action="store_true", help="more samples")
     parser.add_argument("--threads", type=int, help="compute threads, of both sides")
+    parser.add_argument(
+        "--neighbours", action="store_true", help="honest inferlets beside hostile ones, instead"
+    )
+    parser.add_argument(
+        "--deaths",
+        type=int,
+        metavar="N",
+        help="measure only how long pages stay held after kill -9, N times",
+    )
     args = parser.parse_args()
     repeats, launched = (9, 200) if args.long else (3, 40)
     options = ["--threads", str(args.threads)] if args.threads else []
+    RESULTS.mkdir(exist_ok=True)
+    if args.deaths:
+        measure_deaths(args.deaths)
+        return
+    if args.neighbours:
+        measured = neighbours(repeats, *options)
+        show_neighbours(measured)
+        write("neighbours.json", {"machine": machine(), "neighbours": measured})
+        return
     loop = BareLoop(args.threads)
-    result: dict[str, Any] = {
-        "machine": {
-            "cpus": os.cpu_count(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-        }
-    }
+    result: dict[str, Any] = {"machine": machine()}
     with server(*options) as client, programs() as built:
         result["decode"] = measure.decode(client, loop, built["clock"], [1, 8, 32, 64], repeats)
         result["launch"] = {
@@ -46,10 +63,34 @@ def main() -> None:
             for language, path in built["calls"].items()
         }
     show(result)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
     plot_decode(result["decode"], RESULTS / "decode.png")
-    print(f"\nwrote {RESULTS / 'bench.json'} and decode.png")
+    write("bench.json", result)
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write(name: str, result: dict[str, Any]) -> None:
+    (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
+    print(f"\nwrote {RESULTS / name}")
+
+
+def measure_deaths(kills: int) -> None:
+    with server() as client, programs() as built:
+        result = {
+            language: deaths(client, path, kills) for language, path in built["clock"].items()
+        }
+    print("\nkill -9 of a generating inferlet to its KV pages being free, ms")
+    for language, cells in result.items():
+        times = "  ".join(f"{name} {cells[name] * 1e3:.1f}" for name in ("p50", "p99", "max"))
+        print(f"  {language:<8}{times}  ({kills} kills, {cells['at_once']} at once)")
+    write("deaths.json", {"machine": machine(), "deaths": result})
 
 
 def show(result: dict[str, Any]) -> None:
@@ -78,6 +119,20 @@ def show(result: dict[str, Any]) -> None:
         print(
             f"  {language:<8}{text(cells['round_trip'], 1e6, 1):<26}"
             f"{text(cells['amortised'], 1e6, 2)}"
+        )
+
+
+def show_neighbours(rows: list[dict[str, Any]]) -> None:
+    print("\n16 honest inferlets beside attackers (median [min .. max])\n")
+    print(
+        f"{'attack':<24}{'honest':<8}{'server':<12}{'throughput / alone':<24}"
+        f"{'tokens/s alone':<24}{'call, us: alone':<20}beside"
+    )
+    for row in rows:
+        print(
+            f"{row['attack']:<24}{row['honest']:<8}{row['server']:<12}"
+            f"{text(row['ratio'], 1, 3):<24}{text(row['alone'], 1, 0):<24}"
+            f"{text(row['round_trip_alone'], 1e6, 0):<20}{text(row['round_trip_beside'], 1e6, 0)}"
         )
 
 

@@ -18,12 +18,16 @@ PROGRAMS = ROOT / "bench" / "programs"
 
 
 @contextlib.contextmanager
-def server(*options: str) -> Iterator[Client]:
-    """A `piehost serve` of the embedded model with these options, and a client of it."""
+def server(*options: str, under: tuple[str, ...] = ()) -> Iterator[Client]:
+    """A `piehost serve` of the embedded model with these options, and a client of it. `under`: a
+    command that it is run by."""
     with tempfile.TemporaryDirectory(prefix="piehost-bench-") as directory:
         environment = {**os.environ, "XDG_RUNTIME_DIR": directory}
         process = subprocess.Popen(
-            [sys.executable, "-m", "piehost.host.cli", "serve", "--kv-pages", "4096", *options],
+            [
+                *(*under, sys.executable, "-m", "piehost.host.cli"),
+                *("serve", "--kv-pages", "4096", *options),
+            ],
             env=environment,
             stdout=subprocess.PIPE,
             text=True,

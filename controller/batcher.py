@@ -4,21 +4,25 @@ Vertical and horizontal batching (Pie, section 5.2) in one: every ready queue gi
 run, and all of it is one step. Work-conserving: a step leaves whenever the backend has nothing to
 do, and one more behind it only for queues that can go on without having seen the results
 (late-bound tokens, further chunks of a prefill), so that those who think between tokens gather in
-the next full batch.
+the next full batch. When a step has not room for all, whose user has had least goes first
+(`accounts.py`), and an inferlet's own rate may hold it up (`rates.py`).
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Final
+from heapq import heapify, heappop, heapreplace
+from typing import TYPE_CHECKING, Final
 
 from inferlet.abi import Command, ExportKvPage, Synchronize
 from inferlet.errors import BackendError, CancelledError
 
-from piehost.wire.control import ControllerStats
+from piehost.wire.control import ControllerStats, Rates
 from piehost.wire.step import MAX_IN_FLIGHT, Step, StepDone
 
+from .accounts import Account, Accounts
 from .calls import CALLS
 from .controls import CONTROLS
 from .flight import Flight, Outcome, fail, finish
@@ -27,19 +31,33 @@ from .packing import StepBuilder
 from .run import Run, answer_in_order
 from .tables import Queue
 
+if TYPE_CHECKING:
+    from .seat import Seat
+
 
 class Batcher:
-    """Holds the ready queues, the open step, and the steps in flight."""
+    """Holds the ready queues, the open step, and the steps in flight. `step_tokens`: inputs of a
+    step, of which `chunk_tokens` of prompts."""
 
-    def __init__(self, machine: Machine, policy: str, chunk_tokens: int) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        accounts: Accounts,
+        policy: str,
+        step_tokens: int,
+        chunk_tokens: int,
+    ) -> None:
         self.machine = machine
         self.stats = ControllerStats()
         self._eager = policy == "eager"
-        self._chunk_tokens = chunk_tokens
-        self._ready: dict[Queue, None] = {}  # in order of arrival
+        self._rooms = (step_tokens, chunk_tokens)
+        self._accounts = accounts
+        self._active: dict[Account, None] = {}  # users with ready queues
+        self.slowed: dict[Queue, float] = {}  # those not ready for their rate, and until when
+        self._left_out = False  # the last step had not room for all
         self._flights: deque[Flight] = deque()
         self._arrivals = 0
-        self._builder = StepBuilder(1, machine.model.page_size)
+        self._builder = StepBuilder(1, machine.model.page_size, *self._rooms)
         self._flight = Flight(1)
         self.lost = False  # the backend is gone: every device command fails
 
@@ -47,22 +65,58 @@ class Batcher:
 
     def arrived(self, queue: Queue) -> None:
         """Commands were put on the queue: does at once what needs no device."""
-        if queue not in self._ready:
+        if queue not in queue.seat.account.ready:
+            if queue in self.slowed:
+                return
             self._arrivals += 1
             queue.since = self._arrivals
-            self._ready[queue] = None
-        Run(self.machine, self._builder, self._flight, queue, 0).take(CONTROLS)
+            self._enter(queue)
+        Run(self.machine, self._builder, self._flight, queue).take(CONTROLS)
         if not queue.commands:
-            self._ready.pop(queue, None)
+            self._leave(queue)
+
+    def _enter(self, queue: Queue) -> None:
+        account = queue.seat.account
+        self._accounts.wake(queue.seat)
+        account.ready[queue] = None
+        self._active[account] = None
+
+    def _leave(self, queue: Queue) -> None:
+        account = queue.seat.account
+        if queue in account.ready:
+            del account.ready[queue]
+            if not account.ready:
+                del self._active[account]
 
     def begin_turn(self) -> None:
-        """Another turn of the loop: goes on with what was held up in the last one."""
+        """Another turn of the loop: goes on with what was held up in the last one, those first who
+        had nothing of it, and with those whose rate lets them."""
         machine = self.machine
+        machine.swapping.refresh()
         machine.touched.clear()
-        held_up, machine.held_up = machine.held_up, {}
-        for queue in held_up:
-            if queue.commands:
-                self.arrived(queue)
+        if machine.touching:
+            touching, machine.touching = machine.touching, set()
+            held_up, machine.held_up = machine.held_up, {}
+            for queue in sorted(held_up, key=lambda queue: queue.seat in touching):
+                if queue.commands:
+                    self.arrived(queue)
+        if self.slowed:
+            now = time.monotonic()
+            self._resume([queue for queue, until in self.slowed.items() if until <= now])
+
+    def _resume(self, queues: Iterable[Queue]) -> None:
+        """Their rate holds them up no more."""
+        for queue in queues:
+            del self.slowed[queue]
+            queue.pipelined = True  # it was not for an answer that it waited
+            self._enter(queue)
+
+    def set_rates(self, seat: Seat, rates: Rates) -> None:
+        """The buckets are full again if they have changed."""
+        if rates == seat.rates:
+            return
+        seat.set_rates(rates)
+        self._resume([queue for queue in seat.queues.values() if queue in self.slowed])
 
     @property
     def has_turn_waiting(self) -> bool:
@@ -76,7 +130,8 @@ class Batcher:
         queue.current = None
         queue.seat.queued -= len(commands)
         queue.seat.weights.remove(commands)
-        self._ready.pop(queue, None)
+        self._leave(queue)
+        self.slowed.pop(queue, None)
         for command in commands:
             if type(command) in _FREEING:
                 queue.commands.append(command)
@@ -88,7 +143,8 @@ class Batcher:
     def forget(self, queues: Iterable[Queue]) -> None:
         """The queues' inferlet is gone."""
         for queue in queues:
-            self._ready.pop(queue, None)
+            self._leave(queue)
+            self.slowed.pop(queue, None)
             queue.seat.queued -= len(queue.commands)
             queue.seat.weights.remove(queue.commands)
             queue.commands.clear()
@@ -98,33 +154,75 @@ class Batcher:
 
     def next_step(self) -> Step | None:
         """The next step to send, if one should leave now."""
-        if not self._ready or not self._may_dispatch():
+        if not self._active or not self._may_dispatch():
             return None
-        builder, flight = self._builder, self._flight
-        budget = self._chunk_tokens
+        self.machine.swapping.refresh()
         if self.lost:
             self._fail_ready()
             return None
-        for queue in sorted(self._ready, key=_urgency):
-            queue.pipelined = False
-            run = Run(self.machine, builder, flight, queue, budget)
-            run.take(CALLS)
-            budget = run.budget
-            if run.prefilled:
-                self._arrivals += 1
-                queue.since = self._arrivals  # to the back: nobody's prompts hold up all others
-            if not queue.commands:
-                self._ready.pop(queue, None)
-            if self._eager and builder.has_work:
-                break
-        return self._seal() if builder.has_work else None
+        self._fill()
+        return self._seal() if self._builder.has_work else None
 
     def _may_dispatch(self) -> bool:
         if not self._flights:
             return True
         if len(self._flights) >= MAX_IN_FLIGHT:
             return False
-        return self._eager or any(queue.pipelined for queue in self._ready)
+        if self._eager or self._left_out:
+            return True
+        return any(queue.pipelined for account in self._active for queue in account.ready)
+
+    def _fill(self) -> None:
+        """Takes from the ready queues until the step is full."""
+        if len(self._active) > 1:
+            self._share_out()
+            return
+        self._left_out = True
+        (user,) = self._active
+        for queue in _in_order(user) if len(user.ready) > 1 else [*user.ready]:
+            self._take(queue)
+            if self._builder.room <= 0 or (self._eager and self._builder.has_work):
+                return
+        self._left_out = False
+
+    def _share_out(self) -> None:
+        """Always takes from the user who has had least, going on to the next of its queues."""
+        builder = self._builder
+        turns = [(user.served, user.number, user, iter(_in_order(user))) for user in self._active]
+        heapify(turns)
+        gave: set[Account] = set()
+        while turns and builder.room > 0:
+            _, number, user, queues = turns[0]
+            for queue in queues:
+                if self._take(queue):
+                    gave.add(user)
+                    heapreplace(turns, (user.served, number, user, queues))
+                    break
+            else:
+                heappop(turns)
+                if user not in gave and not any(queue.pipelined for queue in user.ready):
+                    self._accounts.lift(user)  # it waits, but not for the others
+            if self._eager and builder.has_work:
+                break
+        self._left_out = bool(turns)
+
+    def _take(self, queue: Queue) -> bool:
+        """True if it gave something to the step."""
+        queue.pipelined = False
+        run = Run(self.machine, self._builder, self._flight, queue)
+        run.take(CALLS)
+        if not queue.commands:
+            self._leave(queue)
+        elif run.resumes:
+            self._leave(queue)
+            self.slowed[queue] = run.resumes
+        if not run.cost:
+            return False
+        self._accounts.serve(queue.seat, run.cost)
+        if queue.current is None:  # else it is a prompt under way, which goes on first
+            self._arrivals += 1
+            queue.since = self._arrivals
+        return True
 
     def _seal(self) -> Step:
         builder, flight, stats = self._builder, self._flight, self.stats
@@ -136,9 +234,8 @@ class Batcher:
         stats.tokens_in += builder.inputs
         stats.decode_steps += builder.decodes > 0
         stats.decode_segments += builder.decodes
-        self.machine.pages.settle()
-        self.machine.rows.settle()
-        self._builder = StepBuilder(builder.number + 1, self.machine.model.page_size)
+        self.machine.settle()
+        self._builder = StepBuilder(builder.number + 1, self.machine.model.page_size, *self._rooms)
         self._flight = Flight(builder.number + 1)
         return builder.message()
 
@@ -160,8 +257,11 @@ class Batcher:
         self._report(flight)
 
     def _report(self, flight: Flight) -> None:
-        """Carries out the commands that waited for the flight alone."""
+        """Carries out the commands that waited for the flight alone. What failed with it is told
+        so whatever its rate."""
         for queue in flight.queues:
+            if queue.error is not None and queue in self.slowed:
+                self._resume([queue])
             if queue.commands and queue.flight is None and type(queue.commands[0]) in _SETTLED:
                 self.arrived(queue)
 
@@ -173,10 +273,11 @@ class Batcher:
         self._fail_ready()
 
     def _fail_ready(self) -> None:
-        for queue in list(self._ready):
-            Run(self.machine, self._builder, self._flight, queue, 0).take(_LOST)
+        self._resume([*self.slowed])
+        for queue in [queue for account in self._active for queue in account.ready]:
+            Run(self.machine, self._builder, self._flight, queue).take(_LOST)
             if not queue.commands:
-                self._ready.pop(queue, None)
+                self._leave(queue)
 
 
 def _lost() -> BackendError:
@@ -187,8 +288,16 @@ def _refuse(run: Run, command: Command) -> bool:
     raise _lost()
 
 
-def _urgency(queue: Queue) -> tuple[int, int]:
-    return (-queue.priority, queue.since)
+def _in_order(user: Account) -> list[Queue]:
+    """The user's ready queues, the most urgent first."""
+    return sorted(user.ready, key=_urgency)
+
+
+def _urgency(queue: Queue) -> tuple[int, int, bool, float, int]:
+    """What the operator says, then the inferlet; then a prompt under way, then whose inferlet has
+    had least, then the longest waiting."""
+    seat = queue.seat
+    return (-seat.priority, -queue.priority, queue.current is None, seat.served, queue.since)
 
 
 _MOST_REASON: Final = 1000  # characters of a backend's error that are passed on

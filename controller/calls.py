@@ -11,7 +11,7 @@ from inferlet.errors import SpanError
 from .controls import CONTROLS
 from .forward import Pass, check_again, inputs, kv_block, prepare, writable
 from .items import Kept, Written
-from .run import Handler, Run
+from .run import COST_OF_SLOT, Handler, Run
 from .sampling import get_next_dist, sample
 from .tables import Entry, Hidden, Late, any_dead, undecided
 from .vectors import read_emb, write_emb
@@ -20,12 +20,17 @@ _COPIES: Final = 0  # stages of a step, those in which KV is touched
 _FORWARDS: Final = 1
 _SMALL: Final = 16  # inputs that count as decode: not held to the prefill budget
 _MOST_LISTED: Final = 1 << 19  # slots that a step lists, 2 MiB of message; a first call's always
+_FEW_SPANS: Final = 16  # of a forward's reads; with more of them, they are bookkeeping
+_SPAN: Final = 8  # and each is as much of it as so many pages
 _MOST_DOUBTFUL: Final = 4  # tokens that may yet be stopped, among one call's inputs
 
 
 def forward(run: Run, c: abi.Forward) -> bool:
     queue, call = run.queue, run.queue.current
     if call is None or any_dead(call.lates):
+        if len(c.reads) > _FEW_SPANS and not run.has_turn(_SPAN * len(c.reads)):
+            queue.pipelined = True  # it waits for the next turn, not for an answer
+            return False
         entries = inputs(run.seat, c)
         if not _decided(run, entries):
             return False
@@ -45,7 +50,6 @@ def forward(run: Run, c: abi.Forward) -> bool:
         queue.pipelined = True
         return False
     queue.current = None
-    run.prefilled = call.done > _SMALL
     run.answer(c.req, None)
     return True
 
@@ -76,20 +80,28 @@ def _admit(run: Run, call: Pass) -> int:
             return 0  # it would overwrite, which cannot be undone
     elif run.builder.scratch_used + len(call.tokens) > run.machine.scratch_slots:
         return 0
-    left = len(call.tokens) - call.done
-    if left <= _SMALL:
-        count = left if run.has_share(left) else 0
-    elif call.splittable:
-        count = min(left, max(run.budget, 0))
-    else:
-        count = left if left <= run.budget or not run.builder.prefills else 0
+    count = _has_room(run, call)
     if call.pages is None and not _has_slots(run, call, count):
         count = 0
+    if count and run.seat.pace is not None:
+        count = run.paced(count, call.splittable and count > _SMALL)
     if count == 0:
         run.queue.pipelined = True  # it waits for room in a step, not for an answer
     elif call.outputs and not run.has_rows(min(count, call.outputs[2])):
         return 0
     return count
+
+
+def _has_room(run: Run, call: Pass) -> int:
+    """How many of the call's inputs the step has room for. One call that cannot be split goes along
+    whatever its size, or it might wait for ever for a step that has so much."""
+    builder, left = run.builder, len(call.tokens) - call.done
+    if left <= _SMALL:
+        return left if left <= builder.room and run.has_share(left) else 0
+    most = min(builder.prefill_room, builder.room)
+    if call.splittable:
+        return min(left, max(most, 0))
+    return left if most >= 0 else 0
 
 
 def _has_slots(run: Run, call: Pass, count: int) -> bool:
@@ -126,10 +138,13 @@ def _pack(run: Run, call: Pass, count: int) -> None:
     _keep_outputs(run, call, count, doubtful)
     call.done += count
     run.take_share(count)
+    run.cost += (call.read_slots + call.done) * COST_OF_SLOT
     if count > _SMALL:
-        run.budget -= count
-        builder.prefills += 1
-    run.seat.stats.tokens_in += count
+        builder.prefill_room -= count
+    seat = run.seat
+    seat.stats.tokens_in += count
+    if seat.pace is not None:
+        seat.pace.take_tokens(count)
 
 
 def _reads(call: Pass) -> array[int]:
@@ -187,6 +202,7 @@ def copy_kvpage(run: Run, c: abi.CopyKvPage) -> bool:
             return False
         run.read.setdefault(source, _COPIES)  # an earlier forward's read is a later stage
         run.written[target] = _COPIES
+        run.cost += length * COST_OF_SLOT
         run.builder.copy(source.slots(first, length), target.slots(at, length))
         known = source.regular and first + length <= source.filled
         target.note_write(at, length, source.base + first if known else None)
@@ -206,6 +222,7 @@ def mask_kvpage(run: Run, c: abi.MaskKvPage) -> bool:
         if not (run.settled(block) and run.may_write(block, _COPIES)):
             return False
         run.written[block] = _COPIES
+        run.cost += length * COST_OF_SLOT
         block.regular = False
         run.builder.mask(block.slots(first, length), c.visible)
         run.flight.touch(run.queue)

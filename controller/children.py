@@ -117,6 +117,13 @@ class Children:
             raise QuotaError(
                 f"{len(seat.children)} handles of children are open", "end_child those done with"
             )
+        left = sum(c.from_child.held.octets for c in seat.children.values() if c.ended)
+        if left > MAX_WAITING_BYTES:
+            raise QuotaError(
+                f"{left} octets wait that children sent before they ended; the most is "
+                f"{MAX_WAITING_BYTES}",
+                "receive_child them, or end_child those children",
+            )
         self._number += 1
         child = Child(self._number)
 

@@ -32,12 +32,8 @@ def alloc_kvpage(run: Run, c: abi.AllocKvPage) -> bool:
                 f"{c.pages} KV pages beside the {held} held; this server has {pool.total} in all",
                 "ask for fewer, or serve with more --kv-pages",
             )
-        if not machine.make_room(c.pages, seat):
-            return False
-    if pool.available < c.pages and not run.builder.has_work:
-        pool.settle()  # no call of the open step can still look at them
-    if pool.available < c.pages:
-        return False  # freed in this very step: the next one has them
+    if not machine.swapping.has_pages(run, c.pages):
+        return False
     if not run.has_turn(c.pages):
         return False
     pages = pool.take(c.pages)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from inferlet.errors import InferletError
 
@@ -17,22 +17,32 @@ from piehost.wire.step import StepDone
 
 from .tables import Queue
 
+if TYPE_CHECKING:
+    from .seat import Seat
+
 
 class Flight:
     """One unanswered step."""
 
-    __slots__ = ("broken", "items", "queues", "step")
+    __slots__ = ("broken", "items", "queues", "seats", "step")
 
     def __init__(self, step: int) -> None:
         self.step = step
         self.items: list[Item] = []
         self.queues: set[Queue] = set()
+        self.seats: set[Seat] = set()  # whose pages it uses or brings back
         self.broken: dict[Queue, InferletError] = {}  # queues that failed in it or a step before
 
     def touch(self, queue: Queue) -> None:
         """A part of `queue` is in this step: its later answers wait for it."""
         queue.flight = self
         self.queues.add(queue)
+        self.keep(queue.seat)
+
+    def keep(self, seat: Seat) -> None:
+        """The inferlet's pages stay where this step has them until it is answered."""
+        seat.last_step = self.step
+        self.seats.add(seat)
 
     def add(self, queue: Queue, item: Item) -> None:
         self.touch(queue)
@@ -99,6 +109,8 @@ def _stop(flight: Flight, queue: Queue, error: InferletError, behind: Iterable[F
 
 
 def _land(flight: Flight) -> None:
+    for seat in flight.seats:
+        seat.landed = flight.step
     for queue in flight.queues:
         if queue.flight is flight:
             queue.flight = None

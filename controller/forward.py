@@ -120,10 +120,11 @@ def prepare(machine: Machine, seat: Seat, command: Forward, entries: list[Entry]
         call.ascending = call.consecutive or all(a < b for a, b in pairwise(call.positions))
     for span in command.reads:
         _add_read(call, seat, span)
-    if call.read_slots > seat.limits.kv_pages * machine.model.page_size:
+    most = max(seat.limits.kv_pages, seat.pages_held)  # a limit set lower takes nothing away
+    if call.read_slots > most * machine.model.page_size:
         raise QuotaError(
             f"a forward that reads {call.read_slots} slots, counted as often as they are named; "
-            f"the cap is that of {seat.limits.kv_pages} pages",
+            f"the cap is that of {most} pages",
             "read each slot once, or launch with a larger --quota kv_pages",
         )
     call.write = _write(call, seat, command, machine.pages)

@@ -13,8 +13,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from inferlet.abi import AnyCommand
-from inferlet.errors import InferletError, OutOfMemoryError, QuotaError
+from inferlet.errors import InferletError, QuotaError
 from tokenizers import Tokenizer
 
 from piehost.wire import control
@@ -22,13 +21,17 @@ from piehost.wire.control import ControllerToHost, HostToController, SeatStats
 from piehost.wire.link import Link, LinkClosed
 from piehost.wire.step import Step, StepDone
 
+from .accounts import Accounts
 from .batcher import Batcher
 from .chat import Text
 from .exports import Exports
 from .machine import Machine
 from .pools import PagePool, RowPool
-from .requests import TURN_SECONDS, Requests
+from .requests import Requests
 from .seat import MAX_BACKLOG_BYTES, Seat
+from .swapping import Swapping
+from .turns import TURN_SECONDS, Turns
+from .waiting import waits_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,19 +56,29 @@ class Controller:
         self._backend = backend
         pages = PagePool(configure.pages)
         self._exports = Exports(pages)
+        self._seats: dict[int, Seat] = {}
+        places = PagePool(configure.swap_pages)
+        self._swapping = Swapping(pages, places, self._exports, self._seats, self._end)
         machine = Machine(
             configure.model,
             pages,
             RowPool(configure.rows),
             configure.scratch_slots,
-            self._make_room,
             self._exports,
+            self._swapping,
         )
-        self._batcher = Batcher(machine, configure.policy, configure.chunk_tokens)
+        self._accounts = Accounts()
+        self._batcher = Batcher(
+            machine,
+            self._accounts,
+            configure.policy,
+            configure.step_tokens,
+            configure.chunk_tokens,
+        )
         text = Text(tokenizer, configure.model, configure.special_tokens)
         self._requests = Requests(self._batcher, text, self._to_host, self._end)
-        self._seats: dict[int, Seat] = {}
-        self._busy: dict[Seat, None] = {}  # those with more to do than one turn's share
+        self._turns = Turns(self._accounts)
+        self._slowed: dict[Seat, float] = {}  # those whose rate holds them up, and until when
         self._outgoing: set[Seat] = set()
         self._epoll = select.epoll()
         self._backend_full = False
@@ -77,11 +90,15 @@ class Controller:
         """Until the host goes: LinkClosed."""
         while True:
             arrived = self._epoll.poll(self._timeout())
+            self._turns.turn += 1
             self._batcher.begin_turn()
             for fd, events in arrived:
                 if (reader := self._readers.get(fd)) is not None:
                     reader(events)
-            self._go_on()
+            if self._slowed:
+                self._resume()
+            if self._turns.line:
+                self._go_on()
             self._exports.expire()
             while (step := self._batcher.next_step()) is not None:
                 self._to_backend(step)
@@ -94,51 +111,84 @@ class Controller:
             seat.drain()
             if not seat.has_backlog:
                 self._watch_seat(seat)
-        if events & ~select.EPOLLOUT and not seat.frames:
-            self._read(seat)
+        if events & ~select.EPOLLOUT and not (seat.frames or seat.in_line):
+            self._hear(seat)
 
-    def _read(self, seat: Seat) -> bool:
-        """Carries out what has arrived. False if nothing had."""
-        try:
-            frames = seat.read()
-        except EOFError:
-            self._close(seat)
-            return False
-        if frames is not None:
-            seat.stats.commands += sum(map(len, frames))
-            self._carry_out(seat, frames)
-        return frames is not None
-
-    def _carry_out(self, seat: Seat, frames: list[list[AnyCommand]]) -> None:
-        """One turn's share of the frames. Nothing more is read while some are left, so that
-        whoever asks for too much is held up by its own socket."""
-        seat.frames = self._requests.take(seat, frames)
-        if not seat.closed and bool(seat.frames) != (seat in self._busy):
-            if seat.frames:
-                self._busy[seat] = None
-            else:
-                del self._busy[seat]
+    def _hear(self, seat: Seat) -> None:
+        """It has something to say, or is to go on: now, or when its turn comes."""
+        if self._turns.heard(seat):
+            self._serve(seat)
+        else:
+            self._turns.join(seat)
             self._watch_seat(seat)
-        if seat.broken is not None and not seat.frames and not seat.closed:
+
+    def _serve(self, seat: Seat) -> bool:
+        """One turn's share of what it says: of what is left, or has arrived. False if nothing."""
+        began = time.perf_counter()
+        frames = seat.frames
+        if not frames:
+            try:
+                arrived = seat.read()
+            except EOFError:
+                self._close(seat)
+                return False
+            if arrived is None:
+                self._watch_seat(seat)
+                return False
+            frames = arrived
+            seat.stats.commands += sum(map(len, frames))
+        if seat.pace is None or seat.leaving:
+            seat.frames = left = self._requests.take(seat, frames, began)
+        else:
+            left, rest = self._requests.take_paced(seat, seat.pace, frames, began)
+            seat.frames = left + rest
+            if rest and not (left or seat.closed):
+                due = seat.pace.commands_due(sum(map(len, rest)), time.monotonic())
+                self._slowed[seat] = due
+        self._turns.spend(seat, time.perf_counter() - began)
+        if seat.closed:
+            return True
+        if left:
+            self._turns.join(seat)
+        if seat.frames or not seat.watched & select.EPOLLIN:
+            self._watch_seat(seat)
+        if seat.broken is not None and not seat.frames:
             self._end(seat, seat.broken)
-        if seat.leaving and not seat.frames:
-            self._release(seat.number)
+        return True
+
+    def _resume(self) -> None:
+        """Those whose rate lets them go on."""
+        now = time.monotonic()
+        for seat in [seat for seat, until in self._slowed.items() if until <= now]:
+            if self._slowed.pop(seat, None) is not None:  # else one before it had it ended
+                self._hear(seat)
 
     def _go_on(self) -> None:
-        """A turn for those with frames left: the longest waiting first, and all together no more
-        than one's share, so that many of them hold up others no longer than one does."""
+        """A turn for those in line: all together no more than one's share, so that many of them
+        hold up others no longer than one does."""
         over = time.perf_counter() + TURN_SECONDS
-        for seat in list(self._busy):
-            if seat in self._busy:
-                self._busy[seat] = self._busy.pop(seat)  # to the back
-                self._carry_out(seat, seat.frames)
+        while (seat := self._turns.next()) is not None:
+            self._serve(seat)
+            if seat.leaving and not seat.in_line:
+                self._release(seat.number)
             if time.perf_counter() > over:
                 return
 
     def _watch_seat(self, seat: Seat) -> None:
-        reading = 0 if seat.frames else select.EPOLLIN
-        writing = select.EPOLLOUT if seat.has_backlog else 0
-        self._epoll.modify(seat.sock.fileno(), reading | writing)
+        """Nothing more is read while something of it waits, so that whoever asks for too much is
+        held up by its own socket. Then epoll is not to tell of its end over and over either."""
+        reading = 0 if seat.frames or seat.in_line else select.EPOLLIN
+        events = reading | (select.EPOLLOUT if seat.has_backlog else 0)
+        if events == seat.watched:
+            return
+        fd = seat.sock.fileno()
+        if not events:
+            self._epoll.unregister(fd)
+        elif seat.watched:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        seat.watched = events
 
     def _flush(self) -> None:
         if not self._outgoing:
@@ -161,11 +211,14 @@ class Controller:
                 self._watch_seat(seat)
 
     def _timeout(self) -> float:
-        """Seconds until a held-back answer or the end of a lease is due; -1 is for ever."""
-        if self._busy or self._batcher.has_turn_waiting:
+        """Seconds until a held-back answer, the end of a lease or of a rate's hold is due; -1 is
+        for ever."""
+        if self._turns.line or self._batcher.has_turn_waiting:
             return 0
         due = min((seat.due() for seat in self._outgoing), default=math.inf)
-        due = min(due, self._exports.next_expiry)
+        due = min(due, self._exports.next_expiry, self._swapping.retry_at)
+        if self._slowed or self._batcher.slowed:
+            due = min(due, *self._slowed.values(), *self._batcher.slowed.values())
         return -1 if due == math.inf else min(max(0.0, due - time.monotonic()), _MOST_WAIT)
 
     def _end(self, seat: Seat, error: InferletError) -> None:
@@ -179,8 +232,11 @@ class Controller:
             return
         seat.closed = True
         self._outgoing.discard(seat)
-        self._busy.pop(seat, None)
-        self._unwatch(seat.sock.fileno())
+        self._slowed.pop(seat, None)
+        fd = seat.sock.fileno()
+        del self._readers[fd]
+        if seat.watched:
+            self._epoll.unregister(fd)
         seat.sock.close()
         self._free(seat)
         self._requests.forget(seat)
@@ -188,32 +244,6 @@ class Controller:
     def _free(self, seat: Seat) -> None:
         self._batcher.forget(seat.queues.values())
         self._batcher.machine.free_seat(seat)
-
-    def _make_room(self, pages: int, asker: Seat) -> bool:
-        """Ends exports whose exporter has ended, then the newest inferlets that hold or export
-        pages (Pie, section 5.2), until `pages` are free. False if the asker was the newest."""
-        pool = self._batcher.machine.pages
-        while pool.free < pages:
-            if self._exports.drop_orphan():
-                continue
-            exporters = self._exports.exporters()
-            newest = max(
-                (s for s in self._seats.values() if s.pages_held or s.number in exporters),
-                key=_number,
-                default=asker,
-            )
-            victim = asker if newest.number < asker.number else newest
-            self._end(
-                victim,
-                OutOfMemoryError(
-                    f"no KV page is free; an older inferlet goes first and this one held "
-                    f"{victim.pages_held}",
-                    "launch again later, or serve with more --kv-pages",
-                ),
-            )
-            if victim is asker:
-                return False
-        return True
 
     # --- the host -------------------------------------------------------------
 
@@ -234,49 +264,86 @@ class Controller:
                     self._requests.reply(message)
                 case control.ChildEnded():
                     self._requests.child_ended(message)
+                case control.SetLimits():
+                    if (seat := self._seats.get(message.seat)) is not None:
+                        self._set_limits(seat, message)
                 case control.AskStats():
-                    self._to_host(self._stats(message.request))
+                    self._to_host(self._stats(message))
                 case _:
                     raise ValueError(f"the host sent {type(message).__name__} out of turn")
+        self._reach_host()  # with answers to pings
 
     def _admit(self, message: control.Admit, fd: int) -> None:
         sock = socket.socket(fileno=fd)
-        seat = Seat(message, sock, self._outgoing)
+        seat = Seat(message, self._accounts.enter(message.user), sock, self._outgoing)
         self._seats[seat.number] = seat
         self._requests.admitted(seat, message)
         self._watch(fd, lambda events: self._from_seat(seat, events))
 
+    def _set_limits(self, seat: Seat, message: control.SetLimits) -> None:
+        seat.set_limits(message.limits)
+        self._batcher.set_rates(seat, message.rates)
+        if self._slowed.pop(seat, None) is not None:
+            self._hear(seat)  # it may be held up again
+
     def _release(self, number: int) -> None:
         """The process is dead: what it wrote last still counts. If that takes several turns
-        (`_carry_out` comes back here), what it held is freed before."""
+        (`_go_on` comes back here), what it held is freed before."""
         seat = self._seats.get(number)
         stats = SeatStats()
         if seat is not None:
-            seat.leaving = False
-            while not seat.closed and not seat.frames and self._read(seat):
-                pass  # up to its end-of-file
-            if not seat.closed and seat.frames:
-                seat.leaving = True
-                self._free(seat)
+            freed, seat.leaving = seat.leaving, True
+            self._slowed.pop(seat, None)
+            if not self._drained(seat):
+                if not freed:
+                    self._free(seat)
+                self._turns.join(seat)
+                self._watch_seat(seat)
                 return
+            seat.leaving = False
             self._close(seat)
             del self._seats[number]
+            self._accounts.leave(seat)
+            seat.count_slowed(time.monotonic())
             stats = seat.stats
         self._to_host(control.Released(number, stats))
 
-    def _stats(self, request: int) -> control.Stats:
+    def _drained(self, seat: Seat) -> bool:
+        """Carries out what it wrote, up to its end-of-file. False if there is more for another
+        turn."""
+        while not seat.closed:
+            if not self._turns.heard(seat):
+                return False
+            if not self._serve(seat):
+                return True
+        return True
+
+    def _stats(self, asked: control.AskStats) -> control.Stats:
         total, machine = self._batcher.stats, self._batcher.machine
         total.seats = len(self._seats)
         total.pages_free, total.pages_total = machine.pages.free, machine.pages.total
         total.rows_free, total.rows_total = machine.rows.free, machine.rows.total
-        for seat in self._seats.values():
+        places = self._swapping.places
+        total.swap_free, total.swap_total = places.free, places.total
+        total.swapped_out, total.swapped_in = self._swapping.out, self._swapping.back
+        one = self._seats.get(asked.seat)
+        seats = self._seats if not asked.seat else {one.number: one} if one else {}
+        now = time.monotonic()
+        for seat in seats.values():
+            seat.count_slowed(now)
+            seat.stats.waits_for = waits_for(seat, self._batcher, seat in self._slowed)
             seat.stats.kv_pages = seat.pages_held
+            seat.stats.swapped_pages = seat.swapped
             seat.stats.embeds = seat.embeds_held
             seat.stats.queued = seat.queued
-        return control.Stats(request, total, {n: s.stats for n, s in self._seats.items()})
+        held = self._requests.held(one) if one else {}
+        return control.Stats(asked.request, total, {n: s.stats for n, s in seats.items()}, held)
 
     def _to_host(self, message: ControllerToHost) -> None:
         self._host.send(message)
+        self._reach_host()
+
+    def _reach_host(self) -> None:
         while self._host.backlog:  # it is trusted and reads soon; do not pile up
             select.select([], [self._host.fileno()], [])
             self._host.flush()
@@ -323,7 +390,3 @@ class Controller:
     def _unwatch(self, fd: int) -> None:
         del self._readers[fd]
         self._epoll.unregister(fd)
-
-
-def _number(seat: Seat) -> int:
-    return seat.number

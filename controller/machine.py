@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from inferlet.abi import ModelInfo
 
 from .pools import PagePool, RowPool
-from .tables import EmbBlock, Entry, Hidden, History, KvBlock, Queue
+from .tables import EmbBlock, Entry, Hidden, History, KvBlock, Queue, in_host_memory
 
 if TYPE_CHECKING:
+    from .accounts import Account
     from .exports import Exports
     from .seat import Seat
+    from .swapping import Swapping
 
 
-MOST_PAGES_A_TURN: Final = 16384  # a few milliseconds of an inferlet's bookkeeping; a first call's
+MOST_PAGES_A_TURN: Final = 16384  # a few milliseconds of a user's bookkeeping; a first call's
 
 
 class Machine:
-    """`make_room(pages, seat)` frees pages by ending newer inferlets than `seat`; False if it
-    ended `seat` itself."""
-
     def __init__(
         self,
         model: ModelInfo,
         pages: PagePool,
         rows: RowPool,
         scratch_slots: int,
-        make_room: Callable[[int, Seat], bool],
         exports: Exports,
+        swapping: Swapping,
     ) -> None:
         self.model = model
         self.pages = pages
         self.rows = rows
         self.scratch_slots = scratch_slots
-        self.make_room = make_room
         self.exports = exports
-        self.touched: dict[Seat, int] = {}  # pages whose holders changed, this turn of the loop
+        self.swapping = swapping
+        # pages whose holders changed, this turn of the loop, by user; and the inferlets it was for
+        self.touched: dict[Account, int] = {}
+        self.touching: set[Seat] = set()
         self.held_up: dict[Queue, None] = {}  # those that go on in the next turn
+
+    def settle(self) -> None:
+        """The open step is sent: what was freed while it was packed can be taken."""
+        self.pages.settle()
+        self.swapping.places.settle()
+        self.rows.settle()
 
     def set_entries(
         self, emb: EmbBlock, first: int, entries: list[Entry], positions: list[int]
@@ -61,10 +67,15 @@ class Machine:
         """Lets go of pages first .. end - 1 of the block; those already freed are passed over."""
         for i in range(first, end):
             page = block.pages[i]
+            if page == -1:
+                continue
             if page >= 0:
                 self.pages.release(page)
-                block.pages[i] = -1
-                seat.pages_held -= 1
+            else:
+                self.swapping.places.release(in_host_memory(page))
+                seat.swapped -= 1
+            block.pages[i] = -1
+            seat.pages_held -= 1
 
     def free_kv(self, seat: Seat, block: KvBlock) -> None:
         self.free_pages(seat, block, 0, len(block.pages))
@@ -95,6 +106,7 @@ class Machine:
     def free_seat(self, seat: Seat) -> None:
         """Everything the inferlet held, and its exports without a lease."""
         self.exports.exporter_ended(seat)
+        self.swapping.forget(seat)
         for block in seat.kvs.values():
             self.free_kv(seat, block)
         for emb in seat.embs.values():

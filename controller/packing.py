@@ -76,11 +76,14 @@ _NO_SEGMENTS: Final = _Group()
 
 
 class StepBuilder:
-    """The step being packed. `page_size` in slots."""
+    """The step being packed. `page_size` in slots; `room` for inputs of forwards, of which
+    `prefill_room` for those of prompts."""
 
-    def __init__(self, number: int, page_size: int) -> None:
+    def __init__(self, number: int, page_size: int, room: int, prefill_room: int) -> None:
         self.number = number
         self._size = page_size
+        self.room = room
+        self.prefill_room = prefill_room
         self._paged = _Group()
         self._listed = _NO_SEGMENTS
         self._listed_masks: list[bytes | None] = []
@@ -89,6 +92,8 @@ class StepBuilder:
         self._clear_slots = array("i")
         self._copy_source = array("i")
         self._copy_target = array("i")
+        self._swap_out: dict[int, int] = {}  # pages -> places
+        self._swap_in: dict[int, int] = {}  # places -> pages
         self._hide = array("i")
         self._show = array("i")
         self._sample_rows = array("i")
@@ -114,7 +119,6 @@ class StepBuilder:
         self.inputs = 0
         self.segments = 0
         self.decodes = 0  # segments of one input
-        self.prefills = 0  # pieces that took of the step's budget
         self.shares: dict[Seat, int] = {}  # what `Run.take_share` counts
 
     @property
@@ -129,7 +133,14 @@ class StepBuilder:
             or self._show
             or self._vectors
             or self._embeds
+            or self._swap_out
+            or self._swap_in
         )
+
+    @property
+    def swaps(self) -> bool:
+        """Pages go to host memory or come back."""
+        return bool(self._swap_out or self._swap_in)
 
     @property
     def full(self) -> bool:
@@ -163,6 +174,15 @@ class StepBuilder:
     def copy(self, source: array[int], target: array[int]) -> None:
         self._copy_source.extend(source)
         self._copy_target.extend(target)
+
+    def swap_out(self, places: dict[int, int]) -> None:
+        """Pages go to places of host memory; neither is used otherwise in this step."""
+        self._swap_out.update(places)
+
+    def swap_in(self, pages: dict[int, int]) -> None:
+        """What is in places of host memory goes to pages, which earlier parts of this step do not
+        use."""
+        self._swap_in.update(pages)
 
     def mask(self, slots: array[int], visible: bool) -> None:
         (self._show if visible else self._hide).extend(slots)
@@ -216,6 +236,7 @@ class StepBuilder:
         group.counts.append(len(tokens))
         group.kv.append(kv)
         self.inputs += len(tokens)
+        self.room -= len(tokens)
         self.segments += 1
         self.decodes += len(tokens) == 1
 
@@ -318,6 +339,11 @@ class StepBuilder:
             step.vector_rows = _packed(inputs.vector_rows)
             step.embeds = self._embeds
             step.embed_from = _packed(self._embed_from)
+        if self._swap_out or self._swap_in:
+            step.swap_out_pages = _packed([*self._swap_out.keys()])
+            step.swap_out_places = _packed([*self._swap_out.values()])
+            step.swap_in_places = _packed([*self._swap_in.keys()])
+            step.swap_in_pages = _packed([*self._swap_in.values()])
         if self._masks or self._bias_tokens or self._penalties or self._logprobs:
             step.masks = self._masks
             step.bias_samples = _packed(self._bias_samples)

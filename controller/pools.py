@@ -1,4 +1,5 @@
-"""What the accelerator has: KV pages with reference counts, and hidden-state rows.
+"""What the accelerator has: KV pages with reference counts, and hidden-state rows. And pages of
+host memory to swap to.
 
 Something freed while a step is being packed may still be read by an earlier call of that very step,
 so it rests in `limbo` until `settle`, which the batcher calls before it packs the next one. Steps
@@ -18,6 +19,8 @@ class PagePool:
         self._free = array("i", range(total - 1, -1, -1))
         self._limbo = array("i")
         self._references = array("i", bytes(4 * total))
+        self.shared_pages = 0  # with more than one reference
+        self.sharings = 0  # how often one came to have another, or fewer than before, but some
 
     @property
     def free(self) -> int:
@@ -40,14 +43,21 @@ class PagePool:
 
     def retain(self, page: int) -> None:
         self._references[page] += 1
+        self.shared_pages += self._references[page] == 2
+        self.sharings += 1
 
     def release(self, page: int) -> bool:
         """True if that was its last holder."""
         self._references[page] -= 1
         if self._references[page]:
+            self.shared_pages -= self._references[page] == 1
+            self.sharings += 1
             return False
         self._limbo.append(page)
         return True
+
+    def references(self, page: int) -> int:
+        return self._references[page]
 
     def shared(self, page: int) -> bool:
         return self._references[page] > 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from inferlet import abi
 from inferlet.abi import AnyCommand
@@ -20,14 +20,12 @@ from .batcher import Batcher
 from .chat import Text, check_model
 from .children import Children
 from .messaging import Topics
+from .rates import Pace, split
 from .seat import MAX_QUEUES, Seat, unused
 from .services import Services
 from .tables import Queue
+from .turns import TURN_SECONDS
 from .weights import MAX_QUEUED_BYTES
-
-# How long an inferlet's commands are carried out on the spot before others have their turn: about
-# as long as a full frame of the plainest takes.
-TURN_SECONDS: Final = 0.005
 
 Handler = Callable[[Seat, Any], None]  # raises the InferletError that is the answer
 
@@ -65,9 +63,12 @@ class Requests:
 
     # --- from the inferlet ----------------------------------------------------
 
-    def take(self, seat: Seat, frames: list[list[AnyCommand]]) -> list[list[AnyCommand]]:
-        """Carries out or queues the commands of frames; returns what is left for the next turn."""
-        over = time.perf_counter() + TURN_SECONDS
+    def take(
+        self, seat: Seat, frames: list[list[AnyCommand]], began: float
+    ) -> list[list[AnyCommand]]:
+        """Carries out or queues the commands of frames; returns what is left for the next turn.
+        `began`: the turn did, in seconds of `perf_counter`."""
+        over = began + TURN_SECONDS
         for i, frame in enumerate(frames):
             done = self._take(seat, frame, over)
             if seat.closed:
@@ -78,6 +79,18 @@ class Requests:
                 return frames[i + 1 :]
         return []
 
+    def take_paced(
+        self, seat: Seat, pace: Pace, frames: list[list[AnyCommand]], began: float
+    ) -> tuple[list[list[AnyCommand]], list[list[AnyCommand]]]:
+        """Takes as many as the inferlet's rate lets go now. Returns what is left of those, and what
+        has to wait for the rate."""
+        if pace.commands is None:
+            return self.take(seat, frames, began), []
+        frames, rest = split(frames, pace.commands.whole(time.monotonic()))
+        left = self.take(seat, frames, began)
+        pace.commands.take(sum(map(len, frames)) - sum(map(len, left)))
+        return left, rest
+
     def _take(self, seat: Seat, frame: list[AnyCommand], over: float) -> int:
         """Returns how many commands of the frame it has got through."""
         touched: dict[Queue, None] = {}
@@ -87,6 +100,8 @@ class Requests:
                 self._put(seat, command, touched)
                 continue
             self._arrived(touched)
+            if seat.closed:
+                return i
             try:
                 handler(seat, command)
             except InferletError as error:
@@ -171,20 +186,23 @@ class Requests:
         _queue(seat, c.queue).priority = c.priority
         seat.answer(c.req, None)
 
-    def _left(self, seat: Seat) -> dict[str, float]:
-        """What is left of the quotas that the controller keeps."""
-        limits = seat.limits
-        left = {
-            "kv_pages": limits.kv_pages - seat.pages_held,
-            "embeds": limits.embeds - seat.embeds_held,
-            "tokens": limits.tokens - len(seat.tokens),
-            "commands": limits.commands - seat.queued,
-            "history": limits.history - seat.history_held,
-            "export_pages": limits.export_pages - self._exports.pages(seat.user),
-            "subscriptions": limits.subscriptions - len(seat.subscriptions),
-            "http_streams": limits.http_streams - len(seat.streams),
+    def held(self, seat: Seat) -> dict[str, float]:
+        """What it holds of the quotas that the controller keeps, by key."""
+        return {
+            "kv_pages": seat.pages_held,
+            "embeds": seat.embeds_held,
+            "tokens": len(seat.tokens),
+            "commands": seat.queued,
+            "history": seat.history_held,
+            "export_pages": self._exports.pages(seat.user),
+            "subscriptions": len(seat.subscriptions),
+            "http_streams": len(seat.streams),
         }
-        return {name: float(max(value, 0)) for name, value in left.items()}
+
+    def _left(self, seat: Seat) -> dict[str, float]:
+        """What is left of them."""
+        held = self.held(seat).items()
+        return {key: float(max(getattr(seat.limits, key) - number, 0)) for key, number in held}
 
 
 def _queue(seat: Seat, handle: int) -> Queue:

@@ -6,7 +6,9 @@ decode raises FrameError, and the caller ends this inferlet alone.
 
 from __future__ import annotations
 
+import select
 import socket
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -15,9 +17,11 @@ from inferlet import abi
 from inferlet.abi import AnyCommand
 from inferlet.errors import FrameError, HandleError, InferletError, QuotaError
 
-from piehost.wire.control import Admit, SeatStats
+from piehost.wire.control import Admit, Rates, SeatStats
 
+from .accounts import Account
 from .mailbox import MAX_WAITING_BYTES, ClientMailbox, Held, Mailbox
+from .rates import Pace
 from .tables import EmbBlock, History, KvBlock, Late, Queue
 from .weights import Weights
 
@@ -42,21 +46,33 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Seat:
-    """An admitted inferlet. `number` grows with launch order."""
+    """An admitted inferlet. `number` grows with launch order, `account` is its user's."""
 
-    def __init__(self, admit: Admit, sock: socket.socket, outgoing: set[Seat]) -> None:
+    def __init__(
+        self, admit: Admit, account: Account, sock: socket.socket, outgoing: set[Seat]
+    ) -> None:
         self.number = admit.seat
         self.id = admit.id
         self.user = admit.user
         self.job = admit.job
         self.limits = admit.limits
         self.stats = SeatStats()
+        self.account = account
+        self.pace: Pace | None = None
+        self.served = 0.0  # of what its user had of the accelerator, see accounts.py
+        self.worked = 0.0  # and of the controller
+        self.set_rates(admit.rates)
         self.queues: dict[int, Queue] = {}
         self.kvs: dict[int, KvBlock] = {}
         self.embs: dict[int, EmbBlock] = {}
         self.tokens: dict[int, Late] = {}
         self.histories: dict[int, History] = {}
         self.pages_held = 0  # by handles: a page that two of them share counts twice
+        self.swapped = 0  # of these, those in host memory
+        self.absent = False  # some are, or it gives way to those who wait for pages
+        self.movable: tuple[object, int] = (None, 0)  # pages, as of a state; see `Swapping`
+        self.last_step = 0  # the latest with a part of it, or its pages on their way back
+        self.landed = 0  # the latest of these that was answered
         self.embeds_held = 0
         self.history_held = 0  # tokens in histories, those that may yet be left out too
         self.queued = 0  # commands waiting in all queues, or with an answer that waits
@@ -73,6 +89,8 @@ class Seat:
         self.asked_bytes = 0
         self.waiting = 0  # requests that wait for messages or for a child's end
         self.frames: list[list[AnyCommand]] = []  # read, and left for the next turn
+        self.in_line = False  # waits for its turn, to go on with them or to be read
+        self.watched: int = select.EPOLLIN  # what epoll tells of
         self.unsent = 0  # octets of messages among the answers not yet encoded
         self.leaving = False  # its process is dead; what it wrote last is being carried out
         self.closed = False
@@ -85,6 +103,28 @@ class Seat:
         self._lazy = 0  # how many answers at the end of _answers may wait
         self._lazy_since = 0.0
         self._backlog = bytearray()  # encoded, the socket did not take it yet
+
+    # --- rates and limits -----------------------------------------------------
+
+    def set_rates(self, rates: Rates) -> None:
+        self.rates = rates
+        self.share = max(rates.share, 1)
+        self.priority = rates.priority
+        now = time.monotonic()
+        self.count_slowed(now)
+        limited = rates.tokens_per_second is not None or rates.commands_per_second is not None
+        self.pace = Pace(rates, now, self.stats.slowed_seconds) if limited else None
+
+    def set_limits(self, limits: abi.Limits) -> None:
+        """But for the sizes of the rings, which are mapped as they are."""
+        self.limits = msgspec.structs.replace(
+            limits, ring_bytes=self.limits.ring_bytes, ring_in_bytes=self.limits.ring_in_bytes
+        )
+
+    def count_slowed(self, now: float) -> None:
+        """Brings its counter up to date. `now`: seconds, monotonic."""
+        if self.pace is not None:
+            self.stats.slowed_seconds = self.pace.slowed(now)
 
     # --- pages ----------------------------------------------------------------
 
@@ -113,7 +153,7 @@ class Seat:
 
     def distinct_pages(self) -> int:
         """How many pages its handles hold, each counted once."""
-        return len({page for kv in self.kvs.values() for page in kv.pages if page >= 0})
+        return len({page for kv in self.kvs.values() for page in kv.pages if page != -1})
 
     # --- in -------------------------------------------------------------------
 

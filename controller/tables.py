@@ -177,7 +177,7 @@ class KvBlock:
 
     def __init__(self, queue: Queue, pages: array[int], page_size: int) -> None:
         self.queue = queue
-        self.pages = pages  # i32 page ids, -1 where freed
+        self.pages = pages  # i32 page ids, -1 where freed, below that `in_host_memory`
         self.page_size = page_size
         self.alive = True
         self.regular = True
@@ -220,6 +220,12 @@ class KvBlock:
             out.extend(range(start + at % size, start + at % size + stop - at))
             at = stop
         return out
+
+
+def in_host_memory(number: int) -> int:
+    """How a KvBlock writes a place of host memory that its page has gone to; and what place it
+    is."""
+    return -2 - number
 
 
 class Queue:

@@ -43,6 +43,7 @@ def _arguments() -> argparse.Namespace:
     memory = parser.add_mutually_exclusive_group()
     memory.add_argument("--kv-pages", type=int, help="pages of the KV pool")
     memory.add_argument("--kv-memory", type=float, default=0.5, help="or: fraction of free memory")
+    parser.add_argument("--swap-pages", type=int, help="pages of host memory to swap to; 0: none")
     parser.add_argument("--max-context", type=int, help="no more positions than this")
     parser.add_argument("--threads", type=int, help="torch's compute threads (CPU)")
     return parser.parse_args()
@@ -100,6 +101,7 @@ def load_model(args: argparse.Namespace, progress: OnProgress) -> Loaded:
         page_size=args.page_size,
         kv_pages=args.kv_pages,
         kv_memory=args.kv_memory,
+        swap_pages=args.swap_pages,
         max_context=args.max_context,
         threads=args.threads,
         progress=progress,
@@ -113,6 +115,7 @@ def load_model(args: argparse.Namespace, progress: OnProgress) -> Loaded:
         engine=backend.engine.name,
         load_seconds=backend.load_seconds,
         special_tokens=backend.loaded.vocabulary.special_tokens,
+        swap_pages=backend.swap.pages,
     )
     return backend, ready, backend.loaded.vocabulary
 
@@ -128,6 +131,7 @@ def load_scripted(args: argparse.Namespace, progress: OnProgress) -> Loaded:
         args.model,
         page_size=args.page_size,
         kv_pages=args.kv_pages,
+        swap_pages=args.swap_pages,
         max_context=args.max_context,
     )
     ready = Ready(
@@ -139,6 +143,7 @@ def load_scripted(args: argparse.Namespace, progress: OnProgress) -> Loaded:
         engine="scripted",
         load_seconds=backend.load_seconds,
         special_tokens=backend.vocabulary.special_tokens,
+        swap_pages=backend.swap_pages,
     )
     return backend, ready, backend.vocabulary
 

@@ -32,6 +32,7 @@ from .loader import SMALL_MODEL, LoadedModel, OnProgress, load_model
 from .sampling import SamplingParams, distributions, log_probabilities, sample
 from .self_check import self_check, takes_vectors
 from .shaping import Shaping
+from .swap_space import SwapSpace
 from .torch_engine import TorchEngine
 
 TRAITS: Final = ["Allocate", "Forward", "InputText", "Tokenize", "OutputText", "OutputEmbed"]
@@ -65,7 +66,8 @@ class Backend:
 
     `device`: "auto", "cpu" or "cuda"; `dtype`: "auto", "float32", "bfloat16" or "float16";
     `engine`: "auto", "torch" or "flashinfer". The pool has `kv_pages` pages, or as many as take
-    the fraction `kv_memory` of the device's free memory. `threads` is torch's number of compute
+    the fraction `kv_memory` of the device's free memory. `swap_pages` as `SwapSpace` takes it.
+    `threads` is torch's number of compute
     threads (of the whole process). LoadError if the model cannot be served so.
     """
 
@@ -79,6 +81,7 @@ class Backend:
         page_size: int = 16,
         kv_pages: int | None = None,
         kv_memory: float = 0.5,
+        swap_pages: int | None = None,
         max_context: int | None = None,
         threads: int | None = None,
         progress: OnProgress = lambda stage, fraction: None,
@@ -92,6 +95,7 @@ class Backend:
             torch.set_num_threads(threads or choose_threads(self.loaded.parameters))
         progress("allocating the KV pool", 0.85)
         self.pool = make_pool(self.loaded, page_size, kv_pages, kv_memory)
+        self.swap = SwapSpace(self.pool, swap_pages)
         self.engine = choose_engine(engine, self.pool)
         self._late = torch.zeros(LATE_STEPS * MAX_SAMPLES, dtype=torch.int32, device=self.device)
         self._rings: dict[int, tuple[RingWriter, RingReader]] = {}  # out, in
@@ -143,10 +147,16 @@ class Backend:
         return self.finish(self.submit(step))
 
     def submit(self, step: Step) -> Pending:
-        """Starts a step (on the CPU: runs it)."""
+        """Starts a step (on the CPU: runs it). Raises what makes its swaps fail: they hold the
+        only copy of what others have, so a step that fails keeps them."""
         pending = Pending(step, time.perf_counter())
+        swaps = bool(step.swap_out_pages or step.swap_in_pages)
         try:
             with torch.inference_mode():
+                self.pool.clear(step)
+                if swaps:
+                    self.swap.move(step)
+                    swaps = False
                 self.pool.apply(step)
                 if step.vectors:
                     pending.refused = vectors.take_in(step, self.pool, self._read_ring)
@@ -161,6 +171,8 @@ class Backend:
                     pending.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
                     pending.done.record()
         except Exception as error:  # out of memory, a slot that is not there: the server goes on
+            if swaps:
+                raise
             self._failed(pending, error)
         return pending
 

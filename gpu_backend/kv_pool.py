@@ -58,7 +58,7 @@ class KvPool:
         self.null_page = all_pages - 1
         self.null_slot = self.null_page * page_size
         self.kv = [
-            _zeros((2, all_pages, page_size, s.kv_heads, s.head_dim), dtype, device) for s in layers
+            zeros((2, all_pages, page_size, s.kv_heads, s.head_dim), dtype, device) for s in layers
         ]
         self.position = torch.full((self.slots,), -1, dtype=torch.int32, device=device)
         self.visible = torch.ones(self.slots, dtype=torch.bool, device=device)
@@ -84,16 +84,28 @@ class KvPool:
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
+    @property
+    def positions(self) -> torch.Tensor:
+        """[all pages, page_size] view of `position`."""
+        return self.position.view(-1, self.page_size)
+
+    @property
+    def visibility(self) -> torch.Tensor:
+        """[all pages, page_size] view of `visible`."""
+        return self.visible.view(-1, self.page_size)
+
+    def clear(self, step: Step) -> None:
+        """The step's clearing, which goes first. IndexError for a slot that is not there."""
+        if step.clear_pages:
+            self.positions.index_fill_(0, self.upload(integers(step.clear_pages)), -1)
+        if step.clear_slots:
+            self.forget(self.upload(integers(step.clear_slots)))
+
     def apply(self, step: Step) -> None:
-        """The step's bookkeeping, in the order `wire.step` gives.
+        """The step's copies and visible bits, which come after clearing and swapping.
 
         All copies of one step read before any writes. IndexError for a slot that is not there.
         """
-        if step.clear_pages:
-            pages = self.upload(integers(step.clear_pages))
-            self.position.view(-1, self.page_size).index_fill_(0, pages, -1)
-        if step.clear_slots:
-            self.forget(self.upload(integers(step.clear_slots)))
         if step.copy_source:
             self._copy(
                 self.upload(integers(step.copy_source)), self.upload(integers(step.copy_target))
@@ -120,7 +132,7 @@ class KvPool:
         self.visible.index_copy_(0, target, self.visible.index_select(0, source))
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros. On the CPU the kernel hands out the memory page by page on first use: torch.zeros
     would touch all of it, 0.9 s a GiB at start, and hold it for ever."""
     if device.type != "cpu":

@@ -44,6 +44,8 @@ _SCRIPTED_CHANCE: Final = 0.9
 _SPREAD: Final = 6.0  # the checksum gives each token a logit from 0 to this
 _NO_TEXT: Final = -20.0  # and this to control tokens: they come when they are scripted
 
+Column = npt.NDArray[Any]
+
 
 def is_scripted(model: str) -> bool:
     """Whether `--model` names a scripted model."""
@@ -53,8 +55,9 @@ def is_scripted(model: str) -> bool:
 class ScriptedBackend:
     """Says what the script of `model` ("scripted" or "scripted:PATH.toml") tells it.
 
-    `kv_pages` pages of `page_size` slots; positions below `max_context`, if that is less than the
-    embedded model's own. LoadError if the script is not there or wrong.
+    `kv_pages` pages of `page_size` slots, `swap_pages` to swap to (None: as many); positions below
+    `max_context`, if that is less than the embedded model's own. LoadError if the script is not
+    there or wrong.
     """
 
     overlaps = False
@@ -65,6 +68,7 @@ class ScriptedBackend:
         *,
         page_size: int = 16,
         kv_pages: int | None = None,
+        swap_pages: int | None = None,
         max_context: int | None = None,
     ) -> None:
         began = time.perf_counter()
@@ -79,6 +83,11 @@ class ScriptedBackend:
         self._token = np.zeros(slots, np.int32)
         self._position = np.full(slots, -1, np.int32)  # -1: unwritten
         self._visible = np.ones(slots, np.bool_)
+        self.swap_pages = self.pages if swap_pages is None else swap_pages
+        self._swapped = [  # token, position, visible: [swap_pages, page_size] each
+            np.zeros((self.swap_pages, page_size), column.dtype)
+            for column in (self._token, self._position, self._visible)
+        ]
         self._late = np.zeros(LATE_STEPS * MAX_SAMPLES, np.int64)
         self._rings: dict[int, tuple[RingWriter, RingReader]] = {}
         _, special = read_vocab_table(self.vocabulary.table)
@@ -147,15 +156,26 @@ class ScriptedBackend:
         )
 
     def _keep_books(self, step: Step) -> None:
-        self._position[: self.pages * self.info.page_size].reshape(self.pages, -1)[
-            integers(step.clear_pages)
-        ] = -1
+        self._by_page(self._position)[integers(step.clear_pages)] = -1
         self._position[integers(step.clear_slots)] = -1
+        self._swap(step)
         source, target = integers(step.copy_source), integers(step.copy_target)
         for column in (self._token, self._position, self._visible):
             column[target] = column[source]  # all are read before any is written
         self._visible[integers(step.hide)] = False
         self._visible[integers(step.show)] = True
+
+    def _by_page(self, column: Column) -> Column:
+        """[pages, page_size] view of [slots]."""
+        return column[: self.pages * self.info.page_size].reshape(self.pages, -1)
+
+    def _swap(self, step: Step) -> None:
+        pages, places = integers(step.swap_out_pages), integers(step.swap_out_places)
+        back, free = integers(step.swap_in_places), integers(step.swap_in_pages)
+        columns = (self._token, self._position, self._visible)
+        for swapped, column in zip(self._swapped, columns, strict=True):
+            swapped[places] = self._by_page(column)[pages]
+            self._by_page(column)[free] = swapped[back]
 
     def _forward(self, step: Step) -> None:
         batch = AttentionBatch.of(step)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 from inferlet.errors import (
@@ -96,32 +94,22 @@ class Asks:
     # --- quotas --------------------------------------------------------------------------------
 
     def _quota(self, seat: Seat, left: dict[str, float], reply: Answer) -> None:
-        """Answers with `left` and what the host knows of."""
+        """Answers with `left` and what the host knows of; without `store_bytes` if the store cannot
+        be asked."""
         quota, family = seat.quota, seat.family
         values = left | {
             "children": max(0, quota.limits.children - family.descendants),
             "egress_bytes": max(0, quota.egress_bytes - family.egress_octets),
         }
         if quota.rlimits.cpu_seconds is not None:
-            used = _processor_seconds(seat.pid)
+            used = seat.process_use.cpu_seconds
             values["cpu_seconds"] = max(0.0, quota.rlimits.cpu_seconds - used)
         if family.deadline is not None:
             values["wall_seconds"] = max(0.0, family.deadline - time.time())
 
         def stored(octets: Any, error: ErrorAnswer | None) -> None:
-            if error is not None:
-                reply(None, error)
-            else:
-                reply(values | {"store_bytes": max(0, quota.limits.store_bytes - octets)}, None)
+            if error is None:
+                values["store_bytes"] = max(0, quota.limits.store_bytes - octets)
+            reply(values, None)
 
         self._services.ask(seat, wire.StoreUsed(), stored)
-
-
-def _processor_seconds(pid: int) -> float:
-    """User and system time of the process so far; 0 if the host does not know it yet."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return 0.0
-    user, system = stat.rpartition(b")")[2].split()[11:13]  # proc(5): utime, stime
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -16,7 +17,14 @@ import msgspec
 from piehost.wire.link import Link, LinkClosed
 
 T = TypeVar("T")
+_MOST_WAIT = 10.0  # before a process that fails to start is started again
+_REAP_SECONDS = 0.1  # until a dead process is looked for again that cannot be waited for
 _CLOSE_SECONDS = 10.0  # a killed process may take this long to give its memory back
+
+
+def wait_before(start: int) -> float:
+    """Seconds to wait before start number `start` in a row, when those before have failed."""
+    return 0.0 if start < 2 else min(_MOST_WAIT, 2.0 ** (start - 2) / 2)
 
 
 class Child(Generic[T]):
@@ -32,9 +40,15 @@ class Child(Generic[T]):
         on_end: Callable[[], None],
         link_option: str = "--fd",
         passed: dict[str, socket.socket] | None = None,
+        computes: bool = False,
     ) -> None:
-        """Starts `python -m module LINK_OPTION N ARGUMENTS`. `passed`: more sockets, by option."""
+        """Starts `python -m module LINK_OPTION N ARGUMENTS`. `passed`: more sockets, by option.
+        `computes`: it may do so for long without reading its link, and reads nothing until the
+        caller sets `reads`."""
         self.name = name
+        self.computes = computes
+        self.reads = not computes
+        self.fault = ""  # why it was ended, if it did not end by itself
         self._loop = asyncio.get_running_loop()
         self._on_message = on_message
         self._on_end: Callable[[], None] | None = on_end
@@ -66,6 +80,28 @@ class Child(Generic[T]):
             if self.link.backlog:
                 self._loop.add_writer(self.link.fileno(), self._writable)
 
+    def ping(self) -> None:
+        """Asks whether it reads its link: it has not `answered` until it does."""
+        with contextlib.suppress(LinkClosed):  # reading reports it
+            self.link.ping()
+            if self.link.backlog:
+                self._loop.add_writer(self.link.fileno(), self._writable)
+
+    @property
+    def ended(self) -> bool:
+        """It is dead, or given up."""
+        return self._on_end is None
+
+    @property
+    def answered(self) -> bool:
+        """It owes no answer to a ping."""
+        return not self.link.pinged
+
+    @property
+    def has_begun(self) -> bool:
+        """It has said something, so it did start."""
+        return self.link.heard
+
     def _writable(self) -> None:
         with contextlib.suppress(LinkClosed):  # reading reports it
             self.link.flush()
@@ -79,10 +115,15 @@ class Child(Generic[T]):
             self.end()
             return
         for message, fds in received:
-            self._on_message(message, fds)
+            try:
+                self._on_message(message, fds)
+            except Exception:  # a fault of ours; what comes after it is heard all the same
+                traceback.print_exc()
 
-    def end(self) -> None:
-        """Kills the process if it lives, and calls `on_end` unless that happened before."""
+    def end(self, fault: str = "") -> None:
+        """Kills the process if it lives, and calls `on_end` unless that happened before.
+        `fault`: why, if the process is to blame."""
+        self.fault = self.fault or fault
         on_end, self._on_end = self._on_end, None
         if on_end is None:
             return
@@ -109,7 +150,11 @@ class Child(Generic[T]):
         """Collects the exit status once it is there: freeing much memory takes a while."""
         if self.process.poll() is not None:
             return
-        pidfd = os.pidfd_open(self.process.pid)
+        try:
+            pidfd = os.pidfd_open(self.process.pid)
+        except OSError:  # no descriptor is left
+            self._loop.call_later(_REAP_SECONDS, self._reap)
+            return
 
         def dead() -> None:
             self._loop.remove_reader(pidfd)

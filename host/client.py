@@ -9,11 +9,11 @@ One thread at a time; any number of runs at once. Whatever waits receives for al
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -23,138 +23,24 @@ import zmq
 
 from piehost.wire import client as wire
 from piehost.wire.client import HostToClient, Progress
-from piehost.wire.stats import SeatStats
 
+from .client_run import Result, Run
 from .errors import FailedAnswer, HostError, Refused
+from .process_use import process_use
 from .rundir import lock_owner, server_socket
+
+__all__ = ["Client", "Result", "Run", "connect"]
 
 T = TypeVar("T")
 _RECONNECT_MS = 5  # an ephemeral host is connected to before it listens
 _LINGER_MS = 200
+_ALIVE = 0  # the request whose answer says only that the host lives
 _LAST_WORDS_MS = 100
 _ASK_SECONDS = 30.0
-
-RunEvent = wire.Started | wire.Message | wire.Output | wire.Ended
-
-
-class Result(msgspec.Struct, kw_only=True):
-    """All of a finished run. `code` is the inferlet's exit code, or 128 + signal, or 125."""
-
-    id: str
-    code: int
-    reason: wire.Reason | None
-    messages: list[bytes]
-    stdout: bytes
-    stderr: bytes
-    stats: SeatStats
-    usage: wire.Usage | None
-
-    @property
-    def text(self) -> str:
-        """The messages, joined."""
-        return b"".join(self.messages).decode(errors="replace")
-
-
-class Run:
-    """One launched inferlet. `id` and `pid` are known once it has started."""
-
-    def __init__(self, client: Client, request: int) -> None:
-        self.id = ""
-        self.pid = 0
-        self._client = client
-        self._request = request
-        self._events: deque[RunEvent] = deque()
-        self._failed: wire.Failed | None = None
-        self.over = False
-        self.untaken = 0  # the weight of what was sent and it has not received yet
-
-    def send(self, data: bytes) -> None:
-        """A message for its `receive`. Refused if it is longer than 60,000 octets."""
-        if len(data) > wire.MAX_INPUT_BYTES:
-            raise Refused(
-                f"a message of {len(data)} octets is too long",
-                f"a message holds at most {wire.MAX_INPUT_BYTES} octets",
-                "send it in parts",
-                "input_too_long",
-            )
-        self.untaken += wire.weight(data)
-        self._client.say(wire.Input(self._request, data))
-
-    def close_input(self) -> None:
-        """`receive` fails with `closed` once everything sent is read."""
-        self._client.say(wire.CloseInput(self._request))
-
-    def cancel(self) -> None:
-        """Ends it; `Ended` follows."""
-        self._client.say(wire.Cancel(self._request))
-
-    def take(self) -> list[RunEvent]:
-        """The events that have come, without waiting. FailedAnswer if the launch failed."""
-        if self._failed is not None:
-            raise FailedAnswer(self._failed.code, self._failed.reason)
-        events = list(self._events)
-        self._events.clear()
-        return events
-
-    def events(self) -> Iterator[RunEvent]:
-        """Every event up to `Ended`, waiting for them.
-
-        FailedAnswer if it could not be launched; HostError if the host died.
-        """
-        while True:
-            for event in self.take():
-                yield event
-                if isinstance(event, wire.Ended):
-                    return
-            if self.over and not self._events and self._failed is None:
-                return
-            if not self._events:
-                self._client.pump()
-
-    def result(self, timeout: float | None = None) -> Result:
-        """Waits for the end. TimeoutError after `timeout` seconds; else as `events`."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        messages: list[bytes] = []
-        output = {1: bytearray(), 2: bytearray()}
-        while True:
-            for event in self.take():
-                match event:
-                    case wire.Message():
-                        messages.append(event.data)
-                    case wire.Output():
-                        output[event.stream] += event.data
-                    case wire.Ended():
-                        return Result(
-                            id=self.id,
-                            code=event.code,
-                            reason=event.reason,
-                            messages=messages,
-                            stdout=bytes(output[1]),
-                            stderr=bytes(output[2]),
-                            stats=event.stats,
-                            usage=event.usage,
-                        )
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise TimeoutError(f"{self.id or 'the launch'} has not ended")
-            self._client.pump(left)
-
-    def received(self, message: HostToClient) -> None:
-        """For the client: an event of this run."""
-        match message:
-            case wire.Started():
-                self.id, self.pid = message.id, message.pid
-                self._events.append(message)
-            case wire.Message() | wire.Output():
-                self._events.append(message)
-            case wire.InputTaken():
-                self.untaken -= message.weight
-            case wire.Ended():
-                self.over = True
-                self._events.append(message)
-            case wire.Failed():
-                self.over = True
-                self._failed = message
+# while nothing comes, one looks after the host: whether it is stopped, then whether it answers
+_LOOK_SECONDS = 1.0
+_STOPPED_LOOKS = 5  # in a row; it may be a terminal's Ctrl-Z that is taken back at once
+_SILENT_LOOKS = 10  # before it is asked, and then has _ASK_SECONDS
 
 
 class Client:
@@ -168,6 +54,9 @@ class Client:
         self._answers: dict[int, HostToClient] = {}
         self._next_request = 1
         self._read = 0
+        self._host_pid = host_pid
+        self._stopped_looks = 0
+        self._silent_looks = 0
         try:
             self._pidfd = os.pidfd_open(host_pid)
         except OSError as error:
@@ -239,8 +128,23 @@ class Client:
     # --- questions -----------------------------------------------------------------------------
 
     def inferlets(self) -> list[wire.InferletInfo]:
+        return self.listing().inferlets
+
+    def listing(self, ended: bool = False) -> wire.Listing:
+        """What runs; with `ended`, the last that ended too."""
         number = self._number()
-        return self._ask(wire.List(number), number, wire.Listing).inferlets
+        return self._ask(wire.List(number, ended), number, wire.Listing)
+
+    def inspect(self, inferlet: str) -> wire.Inspected:
+        """All about the inferlet with this id, also if it is one of the last that ended.
+        FailedAnswer if there is none."""
+        number = self._number()
+        return self._ask(wire.Inspect(number, inferlet), number, wire.Inspected)
+
+    def set_quota(self, inferlet: str, quotas: dict[str, str]) -> wire.QuotaIsSet:
+        """Changes quotas of a running inferlet, all or none. FailedAnswer says why not."""
+        number = self._number()
+        return self._ask(wire.SetQuota(number, inferlet, quotas), number, wire.QuotaIsSet)
 
     def models(self) -> wire.ModelList:
         number = self._number()
@@ -256,24 +160,35 @@ class Client:
         return self._ask(wire.Stop(number, inferlet), number, wire.Stopped).ids
 
     def shutdown(self) -> None:
-        """Asks the host to end; returns when it has. TimeoutError if it does not."""
+        """Asks the host to end; returns when it has. TimeoutError if it does not; HostError if it
+        is stopped."""
         self.say(wire.Shutdown())
-        if not select.select([self._pidfd], [], [], _ASK_SECONDS)[0]:
-            raise TimeoutError("the host has not ended")
+        for _ in range(int(_ASK_SECONDS / _LOOK_SECONDS)):
+            if select.select([self._pidfd], [], [], _LOOK_SECONDS)[0]:
+                return
+            self._check_stopped()
+        raise TimeoutError("the host has not ended")
 
     # --- receiving -----------------------------------------------------------------------------
 
     def pump(self, timeout: float | None = None, also: Sequence[int] = ()) -> list[int]:
         """Receives what has come, after waiting for something (`timeout` seconds, None for ever).
 
-        Returns those of the descriptors `also` that can be read. HostError if the host died.
+        Returns those of the descriptors `also` that can be read. HostError if the host died, is
+        stopped by a signal, or does not answer.
         """
         poller = zmq.Poller()
         poller.register(self._dealer, zmq.POLLIN)
         for fd in (self._pidfd, *also):
             poller.register(fd, zmq.POLLIN)
-        wait_ms = None if timeout is None else max(0, int(timeout * 1000 + 0.999))
-        ready = {what for what, _ in poller.poll(wait_ms)}
+        left = math.inf if timeout is None else max(0.0, timeout)
+        while True:
+            wait = min(left, _LOOK_SECONDS)
+            ready = {what for what, _ in poller.poll(int(wait * 1000 + 0.999))}
+            left -= wait
+            if ready or left <= 0:
+                break
+            self._look_after_host()
         received = self._receive()
         if self._pidfd in ready and not received:
             self._dealer.poll(_LAST_WORDS_MS)  # ZeroMQ may still be reading what it wrote
@@ -281,6 +196,27 @@ class Client:
         if self._pidfd in ready and not received:
             raise _host_lost()
         return [fd for fd in also if fd in ready]
+
+    def _look_after_host(self) -> None:
+        """Nothing has come for another _LOOK_SECONDS."""
+        self._check_stopped()
+        self._silent_looks += 1
+        if self._silent_looks == _SILENT_LOOKS:
+            self.say(wire.Models(_ALIVE))
+        elif (self._silent_looks - _SILENT_LOOKS) * _LOOK_SECONDS >= _ASK_SECONDS:
+            raise _no_answer()
+
+    def _check_stopped(self) -> None:
+        stopped = process_use(self._host_pid).state == "T"
+        self._stopped_looks = self._stopped_looks + 1 if stopped else 0
+        if self._stopped_looks >= _STOPPED_LOOKS:
+            raise HostError(
+                f"the host, process {self._host_pid}, is stopped",
+                "a signal such as SIGSTOP or a terminal's Ctrl-Z stopped it; nothing it runs is"
+                " served until it goes on",
+                f"kill -CONT {self._host_pid}",
+                "host_stopped",
+            )
 
     def _receive(self) -> bool:
         received = False
@@ -290,6 +226,7 @@ class Client:
             except zmq.Again:
                 return received
             received = True
+            self._silent_looks = self._stopped_looks = 0
             self._dispatch(self._decoder.decode(body))
 
     def _dispatch(self, message: HostToClient) -> None:
@@ -299,6 +236,8 @@ class Client:
         if isinstance(message, wire.Failed) and not message.request:
             raise FailedAnswer(message.code, message.reason)  # it did not understand us
         run = self._runs.get(message.request)
+        if message.request == _ALIVE:
+            return
         if run is None:
             self._answers[message.request] = message
             return
@@ -316,12 +255,7 @@ class Client:
         deadline = time.monotonic() + _ASK_SECONDS
         while (answer := self._answers.pop(number, None)) is None:
             if (left := deadline - time.monotonic()) <= 0:
-                raise HostError(
-                    "the host does not answer",
-                    f"it said nothing for {_ASK_SECONDS:.0f} seconds",
-                    "look at its output, or stop it",
-                    "no_answer",
-                )
+                raise _no_answer()
             self.pump(left)
         if isinstance(answer, wire.Failed):
             raise FailedAnswer(answer.code, answer.reason)
@@ -364,7 +298,20 @@ def connect(socket: str | None = None) -> Client:
         raise HostError(
             f"no server listens at {path}", hint="start one: piehost serve", code="no_server"
         )
-    return Client(path, pid)
+    client = Client(path, pid)
+    if lock_owner(path) != pid:  # it died just then, and the process may be another by now
+        client.close()
+        raise _host_lost()
+    return client
+
+
+def _no_answer() -> HostError:
+    return HostError(
+        "the host does not answer",
+        f"it said nothing for {_ASK_SECONDS:.0f} seconds",
+        "look at its output, or stop it",
+        "no_answer",
+    )
 
 
 def _host_lost() -> HostError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import traceback
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +29,8 @@ from piehost.wire.client import (
 )
 
 _MAX_ARRIVED = 64  # messages handled at a time, before the host looks at anything else
+# a client takes two descriptors, and ZeroMQ aborts the process if it has none for a connection
+_DESCRIPTORS_PER_CLIENT = 8
 _LINGER_MS = 500  # at the host's end, for the last answers to leave
 
 
@@ -55,6 +58,8 @@ class Clients:
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._by_identity: dict[bytes, Client] = {}
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = max(1, descriptors // _DESCRIPTORS_PER_CLIENT)
         self._decoder = msgspec.msgpack.Decoder(ClientToHost)
         self._encoder = msgspec.msgpack.Encoder()
         self._context = zmq.Context()
@@ -143,6 +148,15 @@ class Clients:
             self._listener.from_client(client, message)
 
     def _hello(self, identity: bytes, pid: int) -> None:
+        if len(self._by_identity) >= self._most:
+            reason = Reason(
+                code="too_many_clients",
+                what=f"{self._most} clients are connected already",
+                why="the server has file descriptors for no more",
+                hint="close some, or start the server under a higher `ulimit -n`",
+            )
+            self._refuse(identity, reason)
+            return
         try:
             pidfd = os.pidfd_open(pid)
         except (OSError, OverflowError) as error:
@@ -160,6 +174,9 @@ class Clients:
             why=why,
             hint="use the client of the same piehost version",
         )
+        self._refuse(identity, reason)
+
+    def _refuse(self, identity: bytes, reason: Reason) -> None:
         stranger = Client(identity, 0, -1)
         self.send(stranger, Failed(request=0, code=EXIT_HOST, reason=reason))
 

@@ -9,26 +9,33 @@ from .egress.grants import DEFAULT_PORTS, EgressGrant, parse_grant
 from .errors import Refused
 
 
-def check(asked: Iterable[str], ceiling: Sequence[str] | None = None) -> None:
-    """Refused unless all of `asked` are grants, each within one of `ceiling` if there is one."""
-    allowed = None if ceiling is None else [_parsed(text) for text in ceiling]
+def check(
+    asked: Iterable[str],
+    ceiling: Sequence[str] | None = None,
+    *,
+    asked_in: str = "--egress",
+    ceiling_in: str = "`piehost serve --egress`",
+) -> None:
+    """Refused unless all of `asked` are grants, each within one of `ceiling` if there is one. The
+    last two say in errors where they were given."""
+    allowed = None if ceiling is None else [_parsed(text, ceiling_in) for text in ceiling]
     for text in asked:
-        grant = _parsed(text)
+        grant = _parsed(text, asked_in)
         if allowed is not None and not any(_covers(each, grant) for each in allowed):
             raise Refused(
                 f"this server lets no inferlet reach {text}",
-                f"`piehost serve --egress` gives {', '.join(ceiling or ())}",
+                f"{ceiling_in} gives {', '.join(ceiling or ()) or 'nothing'}",
                 "one of these, or another server",
                 "bad_egress",
             )
 
 
-def _parsed(text: str) -> EgressGrant:
+def _parsed(text: str, where: str) -> EgressGrant:
     try:
         return parse_grant(text)
     except ValueError as error:
         raise Refused(
-            f"--egress {text} is no grant",
+            f"{where} {text} is no grant",
             str(error),
             "HOST[:PORT], where HOST is a name, *.name, an address, or a network as 10.1.0.0/16",
             "bad_egress",

@@ -1,6 +1,7 @@
 """Errors that the host and the CLI show to people: what, why, what to try, and an exit code.
 
 HostError        125: piehost itself failed
+├── BadUsage       2: the command line is wrong
 ├── Refused      126: the program cannot run here
 └── NotFound     127: there is no such program or inferlet
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from piehost.wire.client import EXIT_HOST, EXIT_NOT_FOUND, EXIT_REFUSED, Reason
+from piehost.wire.client import EXIT_HOST, EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_USAGE, Reason
 
 
 class HostError(Exception):
@@ -22,6 +23,11 @@ class HostError(Exception):
 
     def __str__(self) -> str:
         return format_reason(self.reason)
+
+
+class BadUsage(HostError):
+    exit_code = EXIT_USAGE
+    default_code = "usage"
 
 
 class Refused(HostError):

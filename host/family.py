@@ -11,6 +11,7 @@ class Family(Struct, eq=False, kw_only=True):
     """One launch, however many processes come of it."""
 
     user: str  # whose store, topics and exports they see
+    program: str  # the name of the launched one, by which the operator's ceilings go
     job: str  # empty until the first one starts, if the client gave no name: then its id
     egress: list[str]  # grants, checked
     waived: list[str]  # sandbox controls given up by name

@@ -1,8 +1,8 @@
-"""Frames of the ABI: RFC 23 traffic framing, and the commands in them (docs/abi.md, section 2)."""
+"""Frames of the ABI: RFC 23 traffic framing, and what is in them (docs/abi.md, section 2)."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from inferlet.abi import FLAG_LONG, MAX_FRAME_BYTES, AnyCommand, Frame, frame_header
@@ -11,6 +11,8 @@ _SHORT_HEADER: Final = 2
 _LONG_HEADER: Final = 9
 
 _decode: Final = msgspec.msgpack.Decoder(Frame).decode
+_decode_answers: Final = msgspec.msgpack.Decoder(list[list[Any]]).decode
+_BAD: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
 
 class BadFraming(Exception):
@@ -50,6 +52,16 @@ def commands_of(body: bytes) -> list[AnyCommand] | None:
     """None if it is not what the ABI allows."""
     try:
         commands: list[AnyCommand] = _decode(body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+    except _BAD:
         return None
     return commands
+
+
+def answers_of(body: bytes) -> list[list[Any]] | None:
+    """Each is `[kind, request id, ...]`. None if that is not what they are."""
+    try:
+        answers: list[list[Any]] = _decode_answers(body)
+    except _BAD:
+        return None
+    whole = all(len(a) > 2 and isinstance(a[0], int) and isinstance(a[1], int) for a in answers)
+    return answers if whole else None

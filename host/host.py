@@ -9,23 +9,28 @@ from typing import Final, Protocol
 
 from piehost.wire import client as wire
 from piehost.wire import control, launch, step
-from piehost.wire.client import EXIT_NOT_FOUND, Failed, Progress, Reason
+from piehost.wire.client import Failed, Progress, Reason
 
-from . import egress_grants, programs, rundir
+from . import live_quota, programs, rundir
 from .asks import Asks
+from .cgroups import Detection
 from .clients import Client, Clients
+from .config import Settings
 from .conform import weathers
 from .core import Core
 from .errors import HostError, Refused, exit_code_of
 from .family import Family
 from .launchers import Launchers
 from .launches import Launches, Waiting
+from .log import log
 from .options import Options
 from .owners import ClientOwner
-from .questions import Questions
+from .questions import Questions, not_found
+from .quotas import as_text
 from .recording import Recorder
 from .sandbox.failure import CONTROLS
 from .services import Services
+from .watchdog import Watchdog
 
 _MAX_NAME_OCTETS: Final = 256  # of users and jobs
 _HOST_ENDED: Final = Reason(
@@ -51,19 +56,26 @@ class Observer(Protocol):
 class Host:
     """Made and used inside a running event loop. After `ended`, call `close`."""
 
-    def __init__(self, claim: rundir.Claim, options: Options, observer: Observer) -> None:
+    def __init__(
+        self, claim: rundir.Claim, options: Options, settings: Settings, observer: Observer
+    ) -> None:
         self.ended = asyncio.Event()
         self.failure: Reason | None = None  # no launch will ever work
-        self._options = options
+        self._settings = settings
         self._observer = observer
         self._user = _own_name()
         self._owners: dict[tuple[bytes, int], ClientOwner] = {}  # by client and request
         self._clients = Clients(claim.socket, self)
+        self._groups = Detection(asyncio.get_running_loop().call_soon_threadsafe)
         self._launchers = Launchers(self)
         self._core = Core(options, self)
         self._services = Services()
-        self._launches = Launches(self._core, self._launchers, options.quotas, self._services.gone)
+        self._launches = Launches(
+            self._core, self._launchers, settings, self._groups, self._services.gone
+        )
         self._asks = Asks(self._launches, self._services)
+        parts = (self._core, self._launchers, self._services)
+        self._watchdog = Watchdog(lambda: [c for part in parts for c in part.processes()])
         self._questions = Questions(
             options, self._core, self._launchers, self._services, self._launches, self._clients
         )
@@ -85,7 +97,9 @@ class Host:
                     self._launches.end(owner, reason)
             case wire.Stop():
                 self._stop(client, message)
-            case wire.List() | wire.AskStats():
+            case wire.SetQuota():
+                self._set_quota(client, message)
+            case wire.List() | wire.AskStats() | wire.Inspect():
                 self._questions.ask(client, message)
             case wire.Models():
                 self._questions.answer_models(client, message)
@@ -107,8 +121,9 @@ class Host:
                 raise HostError("this launch cannot be told from another", code="bad_message")
             self._launches.check_room()
             _check(message)
-            egress_grants.check(message.egress, self._options.egress)
             program = programs.resolve(message.program)
+            user = message.user or self._user
+            self._settings.check_egress(message.egress, user, program.name)
             weather = weathers.make(message.weather) if message.weather else None
             recorder = Recorder(message.record) if message.record else None
         except HostError as error:
@@ -135,7 +150,8 @@ class Host:
         if self._core.progress is not None:
             self._clients.send(client, self._core.progress)
         family = Family(
-            user=message.user or self._user,
+            user=user,
+            program=program.name,
             job=message.job,
             egress=message.egress,
             waived=message.waived,
@@ -155,12 +171,7 @@ class Host:
     def _stop(self, client: Client, message: wire.Stop) -> None:
         chosen = [s for s in self._launches.seats.values() if message.id in (None, s.id)]
         if message.id is not None and not chosen:
-            reason = Reason(
-                code="not_found",
-                what=f"no inferlet {message.id} is running",
-                hint="piehost ps lists them",
-            )
-            self._clients.send(client, Failed(message.request, EXIT_NOT_FOUND, reason))
+            self._clients.send(client, not_found(message.request, message.id))
             return
         stopped = Reason(code="stopped", what="stopped by `piehost stop`")
         for seat in chosen:
@@ -168,6 +179,39 @@ class Host:
         if message.id is None:
             self._launches.drop_waiting(stopped)
         self._clients.send(client, wire.Stopped(message.request, [s.id for s in chosen]))
+
+    def _set_quota(self, client: Client, message: wire.SetQuota) -> None:
+        seat = self._launches.find(message.id)
+        if seat is None:
+            self._clients.send(client, not_found(message.request, message.id))
+            return
+        before = seat.quota
+        try:
+            after = live_quota.change(seat, message.quotas)
+        except HostError as error:
+            answer = Failed(message.request, exit_code_of(error), error.reason)
+            self._clients.send(client, answer)
+            return
+        now = seat.quota
+        if (now.limits, now.rates) != (before.limits, before.rates):
+            self._core.controller.send(control.SetLimits(seat.number, now.limits, now.rates))
+        changes = " ".join(f"{key}={as_text(key, number)}" for key, number in after.items())
+        log(f"{seat.id} ({seat.family.user}) has other quotas: {changes}")
+        was = {key: before.values[key] for key in after}
+        self._clients.send(client, wire.QuotaIsSet(message.request, was, after))
+
+    def reload(self) -> None:
+        """Reads piehost.toml again, for launches from now on. A wrong one changes nothing."""
+        if self._settings.path is None:
+            log("there is no piehost.toml to read again")
+            return
+        try:
+            self._settings.reload()
+        except HostError as error:
+            reason = error.reason
+            log(f"{reason.what}: {reason.why}; what was read before stays. try: {reason.hint}")
+        else:
+            log(f"{self._settings.path} is read again, for launches from now on")
 
     # --- controller and backend ----------------------------------------------------------------
 
@@ -213,6 +257,9 @@ class Host:
         self._launches.core_lost(reason)
         self._questions.core_lost()
 
+    def core_absent(self, reason: Reason) -> None:
+        self._launches.drop_waiting(reason)
+
     def core_failed(self, reason: Reason) -> None:
         self.core_lost(reason)
         self._failed(reason)
@@ -228,7 +275,7 @@ class Host:
         seat = self._launches.seats[message.seat]
         match message:
             case launch.Spawned():
-                seat.spawned(message.pid, fds[0])
+                seat.spawned(message.pid, fds[0], message.sees_all)
             case launch.SpawnFailed():
                 seat.spawn_failed(message)
             case launch.Exited():
@@ -245,11 +292,13 @@ class Host:
 
     def close(self) -> None:
         """Ends every process and connection; returns when they are gone."""
+        self._watchdog.close()
         self._launches.close(self.failure or _HOST_ENDED)
         self._launchers.close()
         self._core.close()
         self._services.close()
         self._clients.close()
+        self._groups.close()
 
 
 def _check(message: wire.Launch) -> None:

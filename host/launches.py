@@ -12,20 +12,28 @@ from typing import Final
 from msgspec import Struct
 
 from piehost.wire import control, launch, step
-from piehost.wire.client import Reason
+from piehost.wire.client import EndedInfo, Reason
 
-from . import allotment, quotas
+from . import accounts, allotment
+from .cgroups import Detection, Groups, Missing
+from .config import Settings
 from .core import Core
-from .errors import HostError
+from .errors import HostError, Refused
 from .family import Family
-from .launchers import Launchers
+from .launchers import Launchers, NoLauncher
+from .log import log
+from .owner import Owner
 from .programs import Program
-from .seats import Owner, Seat
+from .seats import Seat
 
 _SHUTDOWN_SECONDS: Final = 5.0  # at most, to see the inferlets dead
 # of file descriptors: the host's own, with clients and ready rings; and at most for each inferlet
 _OWN_DESCRIPTORS: Final = 192
 _SEAT_DESCRIPTORS: Final = 8
+_REMEMBERED: Final = 64  # of those that ended, for `piehost ps --all` and `inspect`
+# codes of ends that somebody wished, which are not worth a line in the log
+_WISHED: Final = {"cancelled", "stopped", "client_gone", "parent_ended", "ended", "host_ended"}
+_FEWER: Final = "fewer inferlets at once, or a higher `ulimit -n` for the server"
 _PARENT_ENDED: Final = Reason(
     code="parent_ended",
     what="its parent ended",
@@ -49,20 +57,20 @@ class Launches:
         self,
         core: Core,
         launchers: Launchers,
-        operator_quotas: dict[str, str],
+        settings: Settings,
+        groups: Detection,
         gone: Callable[[Seat], None],
     ) -> None:
         """`gone` is called for each seat that is done, before its owner hears of it."""
         self.seats: dict[int, Seat] = {}
         self.waiting: deque[Waiting] = deque()
         self.count = 0  # of all that were started
+        self.ended: deque[EndedInfo] = deque(maxlen=_REMEMBERED)  # the last ones
         self._core = core
         self._launchers = launchers
         self._gone = gone
-        self._ceilings = {
-            key: quotas.parse_value(key, value, "serve --quota")
-            for key, value in operator_quotas.items()
-        }
+        self._settings = settings
+        self._groups = groups
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = max(1, (descriptors - _OWN_DESCRIPTORS) // _SEAT_DESCRIPTORS)
 
@@ -84,34 +92,63 @@ class Launches:
 
     def start_waiting(self) -> None:
         while self.waiting and (ready := self._core.ready) is not None:
-            waiting = self.waiting[0]
+            waiting = self.waiting.popleft()  # at once: a failure of ours holds up no others
             try:
                 quota = self._quota(waiting, ready)
             except HostError as error:
-                self.waiting.popleft()
                 waiting.owner.refused(error)
                 continue
-            rings = self._core.take_rings(quota.rings, len(self.waiting) - 1)
+            try:
+                rings = self._core.take_rings(quota.rings, len(self.waiting))
+            except OSError as error:
+                why = error.strerror or str(error)
+                waiting.owner.refused(HostError("no rings can be made", why, _FEWER, "descriptors"))
+                continue
             if rings is None:
+                self.waiting.appendleft(waiting)
                 return
-            self.waiting.popleft()
             self.count += 1
             generation = self._core.restarts
             seat = Seat(
-                self, rings, waiting.program, quota, waiting.family, waiting.owner, generation
+                self,
+                rings,
+                waiting.program,
+                quota,
+                waiting.family,
+                waiting.owner,
+                generation,
+                self._groups_for_use(),
             )
             self.seats[seat.number] = seat
             self._start(seat, waiting.args, ready)
 
+    def _groups_for_use(self) -> Groups | None:
+        groups = self._groups.result()
+        if isinstance(groups, Missing):
+            return None
+        groups.place(self._launchers.children().values(), self._core.children())
+        return groups
+
     def _quota(self, waiting: Waiting, ready: step.Ready) -> allotment.Quota:
-        return allotment.resolve(
+        family, parent = waiting.family, waiting.owner.parent
+        quota = allotment.resolve(
             waiting.program.profile,
             ready.model,
             ready.pages,
-            self._ceilings,
-            waiting.family.manifest_quota,
-            waiting.family.launch_quota,
+            self._settings.ceilings(family.user, family.program),
+            family.manifest_quota,
+            family.launch_quota,
+            parent.live_quota if parent is not None else None,
         )
+        groups = self._groups.result()
+        if isinstance(groups, Missing) and quota.need_cgroup and "cgroup" not in family.waived:
+            raise Refused(
+                f"quota {' and '.join(quota.need_cgroup)} cannot be kept on this machine",
+                f"that takes control groups, and {groups.why}",
+                f"{groups.hint}; or run without: --allow-degraded cgroup",
+                "cgroup",
+            )
+        return quota
 
     def _start(self, seat: Seat, args: list[str], ready: step.Ready) -> None:
         try:
@@ -122,6 +159,8 @@ class Launches:
                 self._core.controller.send,
                 self._launchers.spawn,
             )
+        except NoLauncher as error:
+            seat.launcher_lost(error.reason)
         except OSError as error:
             seat.spawn_failed(
                 launch.SpawnFailed(
@@ -129,9 +168,13 @@ class Launches:
                     stage="descriptors",
                     errno=error.errno or 0,
                     message=error.strerror or str(error),
-                    hint="fewer inferlets at once, or a higher `ulimit -n` for the server",
+                    hint=_FEWER,
                 )
             )
+
+    def find(self, inferlet: str) -> Seat | None:
+        """What runs under that id."""
+        return next((seat for seat in self.seats.values() if seat.id == inferlet), None)
 
     # --- end -----------------------------------------------------------------------------------
 
@@ -169,16 +212,29 @@ class Launches:
         if self._is_current(seat):
             self._core.drop_rings(seat.number)
         del self.seats[seat.number]
+        self._remember(accounts.ended_info(seat))
         self._gone(seat)
         seat.owner.done(seat)
+
+    def _remember(self, ended: EndedInfo) -> None:
+        self.ended.append(ended)
+        reason = ended.reason
+        if reason is not None and reason.code not in _WISHED:
+            why = f": {reason.why}" if reason.why else ""
+            log(f"{ended.id} ({ended.user}) ended: {reason.code}: {reason.what}{why}")
 
     def _is_current(self, seat: Seat) -> bool:
         return seat.generation == self._core.restarts and self._core.ready is not None
 
     def core_lost(self, reason: Reason) -> None:
-        """Backend and controller are gone, and with them all that ran on them."""
+        """Backend and controller are gone, and with them all that ran on them. A child that waits
+        must not begin on new ones: they do not know its parent, whose death may be told late."""
+        for waiting in list(self.waiting):
+            if waiting.owner.parent is not None:
+                self.end(waiting.owner, _PARENT_ENDED)
         for seat in list(self.seats.values()):
-            seat.end(reason)
+            if not seat.freed:  # what it said last may be lost, even if it has ended well since
+                seat.condemn(reason)
             seat.released(None)
 
     def launcher_lost(self, kind: str, reason: Reason) -> None:

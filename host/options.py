@@ -9,8 +9,8 @@ from msgspec import Struct
 
 # fields that are options of the backend under the same name (with dashes)
 _BACKEND = (
-    "model", "device", "dtype", "engine", "page_size", "kv_pages", "kv_memory", "max_context",
-    "threads",
+    "model", "device", "dtype", "engine", "page_size", "kv_pages", "kv_memory", "swap_pages",
+    "max_context", "threads",
 )  # fmt: skip
 
 
@@ -24,11 +24,13 @@ class Options(Struct, kw_only=True, frozen=True):
     page_size: int | None = None
     kv_pages: int | None = None
     kv_memory: float | None = None  # fraction of the free memory
+    swap_pages: int | None = None  # of host memory
     max_context: int | None = None
     threads: int | None = None
     policy: str = "work-conserving"
-    quotas: dict[str, str] = {}  # the operator's: defaults and ceilings
+    quotas: dict[str, str] = {}  # the operator's: defaults and ceilings, over those of the file
     egress: list[str] | None = None  # grants that those of launches must lie within
+    config: str | None = None  # path of piehost.toml, if there is one
 
     def backend_arguments(self) -> list[str]:
         """As the command line of `piehost.gpu_backend` takes them."""

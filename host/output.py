@@ -19,7 +19,7 @@ class Output:
         self._fd = fd
         self._name = name
         self._cap = cap
-        self._left = cap
+        self.taken = 0  # octets passed on
         self._forward = forward
         self._cut_off = False
         self._timer: asyncio.TimerHandle | None = None
@@ -42,8 +42,8 @@ class Output:
             data = os.read(self._fd, _READ_BYTES)
         except BlockingIOError:
             return True
-        kept = data[: self._left]
-        self._left -= len(kept)
+        kept = data[: max(0, self._cap - self.taken)]
+        self.taken += len(kept)
         if kept:
             self._forward(kept)
         if len(kept) < len(data) and not self._cut_off:
@@ -51,6 +51,11 @@ class Output:
             notice = f"\n[piehost: {self._name} is cut off after {self._cap} octets]\n"
             self._forward(notice.encode())
         return bool(data)
+
+    def set_cap(self, cap: int) -> None:
+        """From now on, all in all. What was thrown away does not come back."""
+        self._cut_off = self._cut_off and cap <= self._cap
+        self._cap = cap
 
     def finish(self) -> None:
         """The writer is dead: passes on what is left in the pipe, and closes it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -28,7 +29,8 @@ from piehost.wire.recording import (
 )
 
 from .errors import HostError, Refused
-from .frames import commands_of
+from .frames import answers_of, commands_of
+from .quotas import QUOTAS
 
 MOST_BYTES: Final = 4 << 30  # of one recording
 _BUFFER_BYTES: Final = 1 << 18
@@ -182,6 +184,15 @@ class Recording:
                 f"this piehost has ABI {ABI_VERSION}",
                 "record again with this piehost",
             )
+        limits = head.startup.limits
+        for name, size, told in (
+            ("out", head.ring_bytes, limits.ring_bytes),
+            ("in", head.ring_in_bytes, limits.ring_in_bytes),
+        ):
+            most = QUOTAS["ring_bytes"].high
+            if size % mmap.PAGESIZE or not 0 < told <= size <= most:
+                why = f"its ring {name} has {size} octets, and the inferlet was told {told}"
+                raise self._damaged(entry, why)
         return head
 
     def _check(self, file: BinaryIO) -> End:
@@ -194,6 +205,8 @@ class Recording:
             if isinstance(event, FromInferlet):
                 self.frames += 1
                 self.commands += len(commands_of(event.body) or ())
+            if isinstance(event, ToInferlet) and answers_of(event.body) is None:
+                raise self._damaged(entry, "what the inferlet was told is no list of answers")
             if isinstance(event, End):
                 if event.checksum != _checksum(event, entry.checksum):
                     raise self._damaged(entry, "the checksum is another")

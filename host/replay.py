@@ -9,7 +9,6 @@ program that computes is waited for, however long.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import deque
 from typing import Final, Protocol
 
@@ -22,17 +21,16 @@ from piehost.wire.recording import ToInferlet
 
 from .allotment import Quota
 from .errors import FailedAnswer
-from .frames import BadFraming, commands_of, next_frame
 from .programs import Program
 from .recording import Recording
 from .replay_answers import Answers
 from .replay_compare import Side, differences
+from .replay_connection import Connection
 from .replay_script import Asked, Bad, in_words, read_script
 from .ring_places import RingPlaces
 from .rings import RingSizes
 from .stage import Stage
 
-_READ_BYTES: Final = 1 << 16
 # octets that the program has not read; more answers wait. Well above what a tap lets wait, or the
 # replay of a program that reads nothing would not come to the recorded end
 _MOST_WAITING: Final = 1 << 20
@@ -100,13 +98,9 @@ class Replay:
         self._recorded_side, self._came_side = Side(self._places), Side(self._places)
         self._script = read_script(recording, self._places)
         self._ahead: deque[Asked | Bad | ToInferlet] = deque()  # read of it, still to happen
-        self._came: deque[Asked | Bad] = deque()
         self._matched = 0
-        self._partial = bytearray()
-        self._waiting = bytearray()  # answers it has not taken
         self._looks_again: asyncio.TimerHandle | None = None
         self._looks_asleep = 0  # how often in a row it was found asleep
-        self._at_end = False  # it can say nothing more
         self._exit: tuple[int, Reason | None] | None = None
         head = recording.head
         self._stage = Stage(
@@ -119,9 +113,9 @@ class Replay:
             self,
         )
         self._answers = Answers(self._places, self._stage.ring_out)
-        self._sock = self._stage.sock
-        self._sock.setblocking(False)
-        self._loop.add_reader(self._sock, self._readable)
+        self._connection = Connection(
+            self._stage.sock, self._stage.ring_in, self._places, self._heard, self._go_on
+        )
         self._loop.call_soon(self._go_on)
 
     def interrupt(self, code: int) -> None:
@@ -135,42 +129,11 @@ class Replay:
         self._stop_watching()
         self._stage.close()
 
-    # --- what comes ----------------------------------------------------------------------------
+    # --- what comes, and what was to come ------------------------------------------------------
 
-    def _readable(self) -> None:
-        try:
-            data = self._sock.recv(_READ_BYTES)
-        except BlockingIOError:
-            return
-        except ConnectionError:  # it died with answers unread
-            data = b""
+    def _heard(self) -> None:
         self._looks_asleep = 0
-        self._at_end = not data
-        self._partial += data
-        at = 0
-        try:
-            while (body := next_frame(self._partial, at)) is not None:
-                at = body[1]
-                self._arrived(bytes(self._partial[body[0] : at]))
-            bad = self._at_end and len(self._partial) > at
-        except BadFraming:
-            bad = True
-        if bad:
-            self._came.append(Bad(bytes(self._partial[at:])))
-            self._at_end = True
-        del self._partial[:at]
         self._go_on()
-
-    def _arrived(self, body: bytes) -> None:
-        commands = commands_of(body)
-        if commands is None:
-            self._came.append(Bad(body))
-            return
-        for command in commands:
-            place = self._places.into(command)
-            self._came.append(Asked(command, self._stage.ring_in.read(*place) if place else None))
-
-    # --- both ----------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
         """Does what can be done now."""
@@ -187,16 +150,17 @@ class Replay:
             self._watch()
 
     def _step(self) -> None:
+        connection = self._connection
         while self._ahead or self._read_ahead():
             following = self._ahead[0]
             if isinstance(following, ToInferlet):
-                if len(self._waiting) > _MOST_WAITING:
+                if connection.waiting > _MOST_WAITING:
                     return
                 self._tell(following)
-            elif self._came:
-                self._compare(following, self._came.popleft())
+            elif connection.came:
+                self._compare(following, connection.came.popleft())
             else:
-                if self._at_end:
+                if connection.at_end:
                     self._ended_early(following)
                 return
             self._ahead.popleft()
@@ -241,7 +205,7 @@ class Replay:
         if isinstance(recorded, Bad) and isinstance(came, Bad):
             octets = min(len(recorded.data), len(came.data))  # how many came at once is chance
             if recorded.data[:octets] == came.data[:octets]:
-                self._hang_up()
+                self._connection.hang_up()
                 return
         raise _Found(
             Difference(
@@ -253,17 +217,10 @@ class Replay:
             )
         )
 
-    def _hang_up(self) -> None:
-        """As the controller does when something came that the ABI does not allow."""
-        self._at_end = True
-        self._came.clear()
-        self._sock.shutdown(socket.SHUT_RDWR)
-
     # --- answers -------------------------------------------------------------------------------
 
     def _tell(self, told: ToInferlet) -> None:
-        self._waiting += self._answers.frames(told)
-        self._write()
+        self._connection.tell(self._answers.frames(told))
 
     def _look(self) -> None:
         """Whether it may be waiting for an answer that was recorded after other commands."""
@@ -293,38 +250,15 @@ class Replay:
                 frames += 1
             at += 1
 
-    def _write(self) -> None:
-        try:
-            while self._waiting:
-                del self._waiting[: self._sock.send(self._waiting)]
-        except BlockingIOError:
-            pass
-        except OSError:  # it does not listen any more
-            self._waiting.clear()
-
-    def _writable(self) -> None:
-        self._write()
-        self._go_on()
-
     def _watch(self) -> None:
-        """Reads nothing more while what came cannot be compared yet."""
-        if self._at_end or self._came:
-            self._loop.remove_reader(self._sock)
-        else:
-            self._loop.add_reader(self._sock, self._readable)
-        if self._waiting:
-            self._loop.add_writer(self._sock, self._writable)
-        else:
-            self._loop.remove_writer(self._sock)
-        if self._looks_again is None and not self._at_end:
+        self._connection.watch()
+        if self._looks_again is None and not self._connection.at_end:
             self._looks_again = self._loop.call_later(_LOOK_SECONDS, self._look)
 
     def _stop_watching(self) -> None:
         if self._looks_again is not None:
             self._looks_again.cancel()
-        if self._sock.fileno() >= 0:
-            self._loop.remove_reader(self._sock)
-            self._loop.remove_writer(self._sock)
+        self._connection.stop_watching()
 
     # --- the end -------------------------------------------------------------------------------
 
@@ -335,13 +269,13 @@ class Replay:
             self._stage.kill()
             what = f"the recorded run was ended here: {end.reason}"
             self._over(end.code, True, reason=Reason(code=end.reason, what=what))
-        elif self._came:
+        elif self._connection.came:
             number = self._matched + 1
             raise _Found(
                 Difference(
                     what=f"the recording ends with command {self._matched}, the program goes on",
                     command=number,
-                    came=in_words(self._came[0]),
+                    came=in_words(self._connection.came[0]),
                 )
             )
         elif self._exit is not None:
@@ -403,10 +337,7 @@ class Replay:
 
     def stage_exited(self, code: int, reason: Reason | None) -> None:
         self._exit = code, reason
-        self._waiting.clear()
-        self._sock.shutdown(socket.SHUT_RD)  # what it wrote before is still read
-        while not self._at_end:
-            self._readable()
+        self._connection.read_out()
         self._go_on()
 
     def stage_failed(self, failed: Failed) -> None:

@@ -14,10 +14,9 @@ from piehost.host.shm import RingWriter
 from piehost.wire.recording import ToInferlet
 
 from .errors import HostError
-from .frames import frame
+from .frames import answers_of, frame
 from .ring_places import Claims, Place, RingPlaces, cut
 
-_decode_answers: Final = msgspec.msgpack.Decoder(list[list[Any]]).decode
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -49,7 +48,7 @@ class Answers:
 
         HostError if one answers what nobody asked.
         """
-        answers = _decode_answers(told.body)
+        answers = answers_of(told.body) or []  # a recording holds no others
         for answer in answers:
             recorded = answer[1]
             requests = self._requests.get(recorded)
@@ -73,7 +72,7 @@ class Answers:
         former."""
         known: list[list[Any]] = []
         others: list[list[Any]] = []
-        for answer in _decode_answers(told.body):
+        for answer in answers_of(told.body) or []:
             asked = answer[1] in self._requests and all(answer[1] != k[1] for k in known)
             (known if asked else others).append(answer)
         if not known:
@@ -86,7 +85,7 @@ class Answers:
 
 def _framed(answers: list[list[Any]]) -> Iterator[bytes]:
     body = _encode(answers)
-    if len(body) > abi.MAX_FRAME_BYTES:  # the program's own numbers take more room
+    if len(body) > abi.MAX_FRAME_BYTES and len(answers) > 1:  # its own numbers take more room
         middle = len(answers) // 2
         yield from _framed(answers[:middle])
         yield from _framed(answers[middle:])

@@ -7,6 +7,7 @@ pool's therefore drops those before.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable
@@ -59,14 +60,16 @@ class RingPool:
         self._send = send
         self._ready: deque[Rings] = deque()
         self._coming: deque[Rings] = deque()  # in number order; the backend answers in order
-        self.fill(0)
+        with contextlib.suppress(OSError):  # the first launch tries again, and says so
+            self.fill(0)
 
     @property
     def ready(self) -> int:
         return len(self._ready)
 
     def take(self, sizes: RingSizes) -> Rings | None:
-        """A pair of at least `sizes`, or None: then it comes, and the caller asks again."""
+        """A pair of at least `sizes`, or None: then it comes, and the caller asks again. OSError
+        if descriptors are used up."""
         if not self.sizes.hold(sizes):
             made = [*self._ready, *self._coming]
             if not any(rings.sizes.hold(sizes) for rings in made):
@@ -77,11 +80,16 @@ class RingPool:
         return self._ready.popleft() if self._ready else None
 
     def fill(self, waiting: int) -> None:
-        """Asks for more when less than half is left; `waiting` launches want one at once."""
+        """Asks for more when less than half is left; `waiting` launches want one at once. OSError
+        if descriptors are used up and none is there or on its way."""
         have = len(self._ready) + len(self._coming)
         if have < max(READY_RINGS // 2, waiting):
-            for _ in range(READY_RINGS + waiting - have):
-                self._make(self.sizes)
+            try:
+                for _ in range(READY_RINGS + waiting - have):
+                    self._make(self.sizes)
+            except OSError:  # those that there are will do for now
+                if not (self._ready or self._coming):
+                    raise
 
     def _make(self, sizes: RingSizes) -> None:
         number = self.next_number
@@ -91,9 +99,14 @@ class RingPool:
         except BaseException:
             os.close(out)
             raise
+        rings = Rings(number, out, into, sizes)
+        try:
+            self._send(AddRing(ring=number, size=sizes.out, in_size=sizes.into), [out, into])
+        except BaseException:
+            rings.close()
+            raise
         self.next_number += 1
-        self._coming.append(Rings(number, out, into, sizes))
-        self._send(AddRing(ring=number, size=sizes.out, in_size=sizes.into), [out, into])
+        self._coming.append(rings)
 
     def mapped(self, number: int) -> None:
         """The backend has mapped pair `number`: nobody else can write its ring out from here on."""

@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 from inferlet.abi import ABI_VERSION, ModelInfo, Startup
@@ -25,7 +25,6 @@ from piehost.wire.client import (
     EXIT_HOST,
     Ended,
     Failed,
-    InferletInfo,
     Reason,
     Usage,
 )
@@ -33,12 +32,12 @@ from piehost.wire.recording import RECORDING_VERSION, Head
 
 from . import endings
 from .allotment import Quota
-from .conform.weather import Weather
-from .errors import HostError
+from .cgroups import Fault, GroupLimits, Groups, GroupUsage, give_way
 from .family import Family
 from .output import Output
+from .owner import Owner, SeatListener
+from .process_use import ProcessUse, process_use
 from .programs import Program
-from .recording import Recorder
 from .rings import Rings
 from .tap import Tap
 
@@ -60,54 +59,6 @@ def _version() -> str:
 VERSION: Final = _version()
 
 
-class SeatListener(Protocol):
-    """What a seat tells its host."""
-
-    def seat_dead(self, seat: Seat) -> None:
-        """Its process is gone, or never was: what it held can be freed."""
-
-    def seat_done(self, seat: Seat) -> None:
-        """The last call: `seat.result()` is final."""
-
-
-class Owner(Protocol):
-    """Who an inferlet runs for. Told `refused`, or `admitted`, perhaps `started`, and `done`."""
-
-    child: int  # the number of the `Spawn` that it was started for, if a parent did
-
-    @property
-    def parent(self) -> Seat | None: ...
-
-    @property
-    def seat(self) -> Seat | None:
-        """None until it is admitted."""
-
-    @property
-    def client_pid(self) -> int: ...
-
-    @property
-    def recorder(self) -> Recorder | None:
-        """What its run is recorded with."""
-
-    @property
-    def weather(self) -> Weather | None:
-        """How the connection of a recorded run behaves; None: as ever."""
-
-    def refused(self, error: HostError) -> None:
-        """It was never admitted, and will not be."""
-
-    def admitted(self, seat: Seat) -> None:
-        """The controller knows of it."""
-
-    def started(self, seat: Seat) -> None:
-        """Its process runs."""
-
-    def output(self, stream: int, data: bytes) -> None: ...
-
-    def done(self, seat: Seat) -> None:
-        """`seat.result()` is final."""
-
-
 class Seat:
     """`number` is unique for ever and is its ring's number too; `generation` counts the cores
     the host has had, since a seat lives and dies with one."""
@@ -121,6 +72,7 @@ class Seat:
         family: Family,
         owner: Owner,
         generation: int,
+        groups: Groups | None,
     ) -> None:
         self.number = rings.number
         self.id = f"{program.name}-{rings.number}"
@@ -129,8 +81,13 @@ class Seat:
         self.family = family
         self.owner = owner
         self.generation = generation
+        # what the operator changed, of it or of its parent before it was spawned
+        self.live_quota: dict[str, int | None] = {}
+        if owner.parent is not None:
+            self.live_quota |= owner.parent.live_quota
         self.children: set[Owner] = set()
         self.pid = 0  # until it is spawned
+        self.sees_all = False  # it has no mount namespace
         self.state = "starting"
         self.stats = control.SeatStats()
         self._listener = listener
@@ -139,14 +96,15 @@ class Seat:
         self._tap: Tap | None = None  # if its run is recorded
         self._heard_out = False  # it is dead, and the controller has all that it wrote
         self.pidfd = -1
-        self._began = time.monotonic()
+        self.began = time.monotonic()
         self._alarm: asyncio.TimerHandle | None = None
         self._status: int | None = None  # waitpid's
         self._spawn_failed: launch.SpawnFailed | None = None
-        self._usage: Usage | None = None
-        self._reason: Reason | None = None  # why it was ended, if it did not end by itself
+        self.usage: Usage | None = None
+        self.reason: Reason | None = None  # why it was ended, if it did not end by itself
         self.freed = False  # the controller holds nothing of it any more
         self.admitted = False  # the controller knows of it
+        self._group = groups.take(self._group_limits, self._fault) if groups else None
 
     # --- start ---------------------------------------------------------------------------------
 
@@ -162,7 +120,7 @@ class Seat:
         family, limits, parent = self.family, self.quota.limits, self.owner.parent
         if parent is None:
             family.job = family.job or self.id
-            self._set_deadline()
+            self._set_deadline(self.quota.wall_seconds)
         startup = Startup(
             abi=ABI_VERSION,
             version=VERSION,
@@ -205,6 +163,7 @@ class Seat:
                     job=family.job,
                     parent=parent.number if parent is not None else 0,
                     child=self.owner.child,
+                    rates=self.quota.rates,
                 ),
                 [controller_end.fileno()],
             )
@@ -238,19 +197,23 @@ class Seat:
             began=time.time(),
         )
 
-    def _set_deadline(self) -> None:
-        """From here on; the descendants have no later one, since they end with this one."""
-        seconds = self.quota.wall_seconds
+    def _set_deadline(self, seconds: int | None) -> None:
+        """So long after the launch; the descendants have no later one, since they end with this
+        one. None: there is no deadline any more."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = self.family.deadline = None
         if seconds is None:
             return
-        self.family.deadline = time.time() + seconds
+        left = self.began + seconds - time.monotonic()
+        self.family.deadline = time.time() + left
         reason = Reason(
             code="wall_seconds",
             what="the inferlet ran out of time",
             why=f"quota wall_seconds is {seconds}",
             hint="--quota wall_seconds=N with a larger N",
         )
-        self._alarm = asyncio.get_running_loop().call_later(seconds, self.end, reason)
+        self._alarm = asyncio.get_running_loop().call_later(max(0, left), self.end, reason)
 
     def _open_output(self, stream: int) -> int:
         reader, writer = os.pipe()
@@ -270,29 +233,71 @@ class Seat:
             self._tap.written(stream, data)
         self.owner.output(stream, data)
 
-    def spawned(self, pid: int, pidfd: int) -> None:
+    def spawned(self, pid: int, pidfd: int, sees_all: bool) -> None:
         self.pid = pid
         self.pidfd = pidfd
+        self.sees_all = sees_all
+        if self._group is not None:
+            try:
+                self._group.join(pid, pidfd)
+            except OSError as error:
+                self.end(endings.reason_of_no_group(error))
+        else:
+            give_way(pid)
         if self.state == "starting":
             self.state = "running"
         else:
             self._kill()
         self.owner.started(self)
 
+    @property
+    def _group_limits(self) -> GroupLimits:
+        quota = self.quota
+        return GroupLimits(memory=quota.memory, threads=quota.threads, cpu=quota.cpu)
+
+    @property
+    def in_group(self) -> bool:
+        """It has a control group, which limits its memory, threads and processor time."""
+        return self._group is not None
+
+    @property
+    def group_usage(self) -> GroupUsage | None:
+        """As its control group counts; None without one, or before it runs."""
+        return self._group.usage() if self._group is not None and self.pid else None
+
+    def _fault(self, fault: Fault) -> None:
+        self.end(endings.reason_of_fault(fault, self.quota))
+
+    def change_quota(self, changes: dict[str, int | None]) -> None:
+        """What the host itself enforces is so from now on; `live_quota.py` sees to the others."""
+        self.live_quota |= changes
+        self.quota = self.quota.changed(changes)
+        for output in self._outputs:
+            output.set_cap(self.quota.output_bytes)
+        if self._group is not None:
+            self._group.set(self._group_limits)
+        if "wall_seconds" in changes:
+            self._set_deadline(self.quota.wall_seconds)
+
+    @property
+    def written(self) -> int:
+        """Octets, to stdout or to stderr: the larger of the two."""
+        return max((output.taken for output in self._outputs), default=0)
+
     # --- death ---------------------------------------------------------------------------------
 
     def end(self, reason: Reason) -> None:
         """Kills it; the first reason counts. `done` follows."""
-        if self._reason is None and self.state != "done" and self._status is None:
-            self._reason = reason
+        if self.reason is None and self.state != "done" and self._status is None:
+            self.reason = reason
         if self.state in ("starting", "running"):
             self.state = "ending"
             self._kill()
 
     def condemn(self, reason: Reason) -> None:
         """`end` for what it did: that counts even if it has exited by itself meanwhile."""
-        if self._status is not None and self._reason is None and self.state != "done":
-            self._reason, self._status = reason, signal.SIGKILL
+        if self._status is not None and self.reason is None and self.state != "done":
+            self.reason, self._status = reason, signal.SIGKILL
         self.end(reason)
 
     @property
@@ -310,14 +315,15 @@ class Seat:
         self._dead()
 
     def exited(self, message: launch.Exited) -> None:
-        self._usage = Usage(
+        self.usage = Usage(
             user_seconds=message.user_seconds,
             system_seconds=message.system_seconds,
             max_rss_bytes=message.max_rss_bytes,
         )
         self._status = message.status
-        if self._reason is None:
-            self._reason = endings.reason_of(message, self.quota)
+        if self.reason is None:
+            group = self._group.usage() if self._group is not None else None
+            self.reason = endings.reason_of(message, self.quota, group)
         else:  # ended for cause, even if it saw its connection end and exited before the signal
             self._status = signal.SIGKILL
         self._dead()
@@ -331,6 +337,8 @@ class Seat:
 
     def _dead(self) -> None:
         self.state = "ending"
+        if self._group is not None:
+            self._group.end()
         if self._alarm is not None:
             self._alarm.cancel()
         if self.pidfd >= 0:
@@ -366,34 +374,23 @@ class Seat:
             self.state = "done"
             self._listener.seat_done(self)
 
-    # --- accounts ------------------------------------------------------------------------------
+    @property
+    def process_use(self) -> ProcessUse:
+        """Nothing before it runs, nor once it is dead: its pid may be another's then."""
+        return process_use(self.pid) if self.pidfd >= 0 else ProcessUse()
 
     def result(self, request: int) -> Ended | Failed:
         """The last answer to the client's `request`, once the seat is done."""
-        if self._spawn_failed is not None and self._reason is None:
+        if self._spawn_failed is not None and self.reason is None:
             return endings.failed_spawn(request, self.program, self._spawn_failed)
         code = EXIT_HOST
-        if self._status is not None and not endings.is_ours(self._reason):
+        if self._status is not None and not endings.is_ours(self.reason):
             code = os.waitstatus_to_exitcode(self._status)
             code = code if code >= 0 else 128 - code
         return Ended(
             request=request,
             code=code,
-            reason=self._reason,
+            reason=self.reason,
             stats=self.stats,
-            usage=self._usage,
-        )
-
-    def info(self, stats: control.SeatStats | None) -> InferletInfo:
-        return InferletInfo(
-            id=self.id,
-            program=self.program.path,
-            pid=self.pid,
-            client_pid=self.owner.client_pid,
-            state=self.state,
-            seconds=time.monotonic() - self._began,
-            stats=stats or self.stats,
-            user=self.family.user,
-            job=self.family.job,
-            parent=self.owner.parent.id if self.owner.parent is not None else "",
+            usage=self.usage,
         )

@@ -23,6 +23,7 @@ from piehost.wire.client import Progress, Reason
 from piehost.wire.step import Ready
 
 from . import options, rundir
+from .config import Settings
 from .host import Host, Observer
 
 _PR_SET_NAME: Final = 15
@@ -31,29 +32,46 @@ _PR_SET_NAME: Final = 15
 def serve(chosen: options.Options, socket: Path, observer: Observer) -> Reason | None:
     """Serves until a signal or a client ends it; the reason if it failed.
 
-    HostError if another server listens at `socket` or the socket cannot be made.
+    HostError if another server listens at `socket`, the socket cannot be made, or piehost.toml is
+    wrong.
     """
+    settings = Settings(chosen.config, chosen.quotas, chosen.egress)
     rundir.remove_stale()
     claim = rundir.Claim(socket)
     try:
-        return asyncio.run(_run(claim, chosen, observer, lifeline=None))
+        return asyncio.run(_run(claim, chosen, settings, observer, lifeline=None))
     finally:
         claim.release()
 
 
 async def _run(
-    claim: rundir.Claim, chosen: options.Options, observer: Observer, lifeline: int | None
+    claim: rundir.Claim,
+    chosen: options.Options,
+    settings: Settings,
+    observer: Observer,
+    lifeline: int | None,
 ) -> Reason | None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))  # six per inferlet
     ctypes.CDLL(None).prctl(_PR_SET_NAME, b"pie-host")
     loop = asyncio.get_running_loop()
     end = asyncio.Event()
+    # nohup(1) has it outlive the terminal
+    has_terminal = _has_terminal() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, end.set)
     if lifeline is not None:
         loop.add_reader(lifeline, end.set)
-    host = Host(claim, chosen, observer)
+    host = Host(claim, chosen, settings, observer)
+    if lifeline is None:
+
+        def hang_up() -> None:  # the terminal it was started from is closed, or somebody asks
+            if has_terminal and not _has_terminal():
+                end.set()
+            else:
+                host.reload()
+
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
         if lifeline is None:
             ends = [asyncio.create_task(event.wait()) for event in (end, host.ended)]
@@ -67,6 +85,15 @@ async def _run(
             loop.remove_reader(lifeline)
         host.close()
     return host.failure
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 class _Silent:
@@ -87,7 +114,9 @@ def main() -> None:
     claim = rundir.claim_ephemeral(arguments.ephemeral)
     with contextlib.ExitStack() as stack:
         stack.callback(rundir.release_ephemeral, claim)
-        asyncio.run(_run(claim, arguments.options, _Silent(), arguments.lifeline))
+        chosen = arguments.options
+        settings = Settings(chosen.config, chosen.quotas, chosen.egress)
+        asyncio.run(_run(claim, chosen, settings, _Silent(), arguments.lifeline))
 
 
 if __name__ == "__main__":

@@ -53,8 +53,8 @@ class Service:
         self._known: dict[int, _Known] = {}  # by number of the seat
         self._calls = 0
 
-    def children(self) -> dict[str, int]:
-        return {self._name: self._child.pid} if self._child is not None else {}
+    def processes(self) -> list[Child[Any]]:
+        return [self._child] if self._child is not None else []
 
     def ask(self, seat: Seat, call: services.StoreCall | services.HttpCall, answer: Answer) -> None:
         """`answer` is called once, unless the seat is `gone` before."""
@@ -70,8 +70,9 @@ class Service:
         child.send(services.ServiceAsk(seat.number, self._calls, call))
 
     def gone(self, seat: Seat) -> None:
-        """The seat is released; nothing waits for answers to it."""
-        if self._known.pop(seat.number, None) is None:
+        """The seat is released; nothing waits for answers to it. What it has used and was not told
+        of yet still counts for its family, until the process knows that it is gone."""
+        if seat.number not in self._known:
             return
         self._waiting = {n: call for n, call in self._waiting.items() if call[0] is not seat}
         if self._child is not None:
@@ -119,12 +120,15 @@ class Service:
         return self._child
 
     def _received(self, message: services.ServiceToHost, fds: list[int]) -> None:
-        if isinstance(message, services.EgressUsed):
-            self._used(message)
-            return
-        waiting = self._waiting.pop(message.request, None)
-        if waiting is not None:
-            waiting[1](message.value, message.error)
+        match message:
+            case services.EgressUsed():
+                self._used(message)
+            case services.Gone():
+                self._known.pop(message.seat, None)
+            case services.ServiceReply():
+                waiting = self._waiting.pop(message.request, None)
+                if waiting is not None:
+                    waiting[1](message.value, message.error)
 
     def _used(self, message: services.EgressUsed) -> None:
         known = self._known.get(message.seat)
@@ -133,12 +137,14 @@ class Service:
             known.family.egress_octets += message.octets
 
     def _lost(self) -> None:
+        assert self._child is not None
         self.restarts += 1
-        self._child = None
+        fault, self._child = self._child.fault, None
         self._known.clear()
         waiting, self._waiting = self._waiting, {}
         for _, answer in waiting.values():
-            answer(None, self._unavailable("its process died before it answered"))
+            died = f"its process died before it answered{fault and f': {fault}'}"
+            answer(None, self._unavailable(died))
 
     def _unavailable(self, why: str) -> ErrorAnswer:
         hint = "call again; if it goes on, see what `piehost serve` printed"
@@ -156,8 +162,11 @@ class Services:
     def restarts(self) -> int:
         return self._store.restarts + self._egress.restarts
 
+    def processes(self) -> list[Child[Any]]:
+        return self._store.processes() + self._egress.processes()
+
     def children(self) -> dict[str, int]:
-        return self._store.children() | self._egress.children()
+        return {child.name: child.pid for child in self.processes()}
 
     def ask(self, seat: Seat, call: services.StoreCall | services.HttpCall, answer: Answer) -> None:
         """Passes `call` on; `answer` is called once, unless the seat is `gone` before."""

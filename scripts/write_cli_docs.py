@@ -27,7 +27,7 @@ Exit codes:
 |---|---|
 | the inferlet's own | it ended by itself |
 | 1 | `conform`: a rule is broken; `doctor`: a control is missing; `replay`: something differs |
-| 2 | wrong usage |
+| 2 | wrong usage, of `--quota` too |
 | 125 | piehost itself failed |
 | 126 | the program is refused: it cannot run here |
 | 127 | there is no such program or inferlet |
@@ -36,7 +36,7 @@ Exit codes:
 Errors go to stderr and say what happened, why, and what to try. `--json` prints one document on
 stdout. `NO_COLOR` is respected; progress is shown on a terminal only. `PIEHOST_SOCKET` names a
 server's socket as `--socket` does; without either it is `host.sock` in the run directory,
-`$XDG_RUNTIME_DIR/piehost` or `/tmp/piehost-UID`.
+`$XDG_RUNTIME_DIR/piehost` or `/tmp/piehost-UID`. `--debug` may stand behind the verb too.
 """
 
 
@@ -46,13 +46,22 @@ def page() -> str:
         piehost, info_name="piehost", terminal_width=_WIDTH, **piehost.context_settings
     )
     parts = [_HEAD, _block(piehost, context)]
-    for name in piehost.list_commands(context):
-        verb = piehost.get_command(context, name)
-        assert verb is not None
-        inner = click.Context(verb, context, info_name=name, terminal_width=_WIDTH)
-        parts += [f"## piehost {name}\n", _block(verb, inner)]
+    parts += _verbs(piehost, context)
     parts += ["## Quotas\n", _quotas()]
     return "\n".join(parts)
+
+
+def _verbs(group: click.Group, context: click.Context) -> list[str]:
+    """A section for each, those of groups within groups too."""
+    parts = []
+    for name in group.list_commands(context):
+        verb = group.get_command(context, name)
+        assert verb is not None
+        inner = click.Context(verb, context, info_name=name, terminal_width=_WIDTH)
+        parts += [f"## {inner.command_path}\n", _block(verb, inner)]
+        if isinstance(verb, click.Group):
+            parts += _verbs(verb, inner)
+    return parts
 
 
 def _block(command: click.Command, context: click.Context) -> str:
@@ -61,15 +70,20 @@ def _block(command: click.Command, context: click.Context) -> str:
 
 def _quotas() -> str:
     lines = [
-        "For `--quota KEY=VALUE` and the table `[quota]` of inferlet.toml. Numbers may have a",
-        "unit: k, M, G, KiB, MiB or GiB. The launch's win over the file's, which win over the",
-        "defaults. What `piehost serve` is given is the default and the ceiling of its launches.",
+        "For `--quota KEY=VALUE`, `piehost quota set`, and the tables `quota` of inferlet.toml and",
+        "piehost.toml. Numbers may have a unit: k, M, G, KiB, MiB or GiB; `cpu` a %. The launch's",
+        "win over those of inferlet.toml, which win over the defaults; what the operator gives",
+        "(piehost.toml, `piehost serve --quota`) is default and ceiling of both.",
+        "[operations.md](operations.md) says more. *none*: it can be `none`, and is by default.",
+        "*fixed*: `piehost quota set` cannot change it.",
         "",
-        "| key | means | from | to |",
-        "|---|---|---|---|",
+        "| key | means | from | to | | beyond it |",
+        "|---|---|---|---|---|---|",
     ]
     for key, known in QUOTAS.items():
-        lines.append(f"| {key} | {known.meaning} | {known.low:,} | {known.high:,} |")
+        marks = ["none"] * known.may_be_none + ["fixed"] * bool(known.fixed)
+        bounds = f"{known.low:,} | {known.high:,} | {', '.join(marks)}"
+        lines.append(f"| {key} | {known.meaning} | {bounds} | {known.beyond} |")
     return "\n".join(lines) + "\n"
 
 

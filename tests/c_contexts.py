@@ -55,7 +55,7 @@ class Stand:
     seat: int = 0
 
     def program(self, **limits: int) -> Program:
-        self.seat, peer = self.controller.admit("", "", 0, 0, **limits)
+        self.seat, peer = self.controller.admit("", "", 0, 0, None, **limits)
         held = msgspec.structs.replace(LIMITS, **limits)
         startup = {"abi": 1, "models": [self.controller.model], "limits": held}
         program = Program(
@@ -142,12 +142,17 @@ def ok(program: Program, *lines: str) -> None:
         assert program.line() == "ok", line
 
 
+def failure(line: str) -> tuple[str, str, str]:
+    """(name, message, hint) of a line that tells of an error."""
+    words = line.split()
+    assert words[0] == "error" and unhex(words[4]), line  # with something to try
+    return words[2], unhex(words[3]).decode(), unhex(words[4]).decode()
+
+
 def error_of(program: Program, line: str) -> tuple[str, str]:
     """(name, message) of the error that a line gives."""
     program.do(line)
-    words = program.line().split()
-    assert words[0] == "error" and unhex(words[4]), line  # with something to try
-    return words[2], unhex(words[3]).decode()
+    return failure(program.line())[:2]
 
 
 def fill(program: Program, tokens: list[int]) -> None:
@@ -205,3 +210,34 @@ def start(count: int, stop: str = "0") -> str:
 
 def text_of(tokens: list[int]) -> str:
     return b"".join(PIECES[token] for token in tokens).decode()
+
+
+def options(sampling: str = "", **controls: object) -> str:
+    """The words of a sampling from the stop list on, greedy: see `driver_commands.h`."""
+    fields = {
+        "stop": "0",
+        "lazy": 0,
+        "mask": "nil",
+        "bias": "0",
+        "history": "nil",
+        "repetition": 1,
+        "presence": 0,
+        "frequency": 0,
+        "logprobs": 0,
+        "k": 0,
+        "offset": 0,
+    }
+    assert controls.keys() <= fields.keys()
+    return " ".join(map(str, [sampling or GREEDY, *{**fields, **controls}.values()]))
+
+
+def hidden_state(tokens: list[int]) -> bytes:
+    """The vector behind them, with none hidden."""
+    return toy_device.vector(tuple(enumerate(tokens)))
+
+
+def best_allowed(tokens: list[int], generated: int) -> int:
+    """What the driver's constraint leaves of it."""
+    scores = toy_device.logits(hidden_state(tokens), VOCAB)
+    allowed = [t for t in range(VOCAB) if t % 3 == generated % 3]
+    return max(allowed, key=lambda t: float(scores[t]))

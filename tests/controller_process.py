@@ -131,11 +131,13 @@ class ControllerProcess:
         pages: int = 64,
         policy: str = "work-conserving",
         chunk: int = 64,
+        step: int = 512,
         unknown: bool = True,
         traits: Sequence[str] = ("Forward", "InputEmbed", "OutputEmbed"),
         tokenizer: bytes | None = None,
         chat_template: str | None = None,
         special_tokens: dict[str, str] | None = None,
+        swap_pages: int = 0,
     ) -> None:
         host, host_end = socket.socketpair()
         backend, backend_end = socket.socketpair()
@@ -178,14 +180,22 @@ class ControllerProcess:
                 512,
                 policy=policy,
                 chunk_tokens=chunk,
+                step_tokens=step,
                 special_tokens=special_tokens or {},
+                swap_pages=swap_pages,
             ),
             [fd],
         )
         os.close(fd)
 
     def admit(
-        self, user: str = "", job: str = "", parent: int = 0, child: int = 0, **limits: int
+        self,
+        user: str = "",
+        job: str = "",
+        parent: int = 0,
+        child: int = 0,
+        rates: control.Rates | None = None,
+        **limits: int,
     ) -> tuple[int, Peer]:
         self._seats += 1
         ours, theirs = socket.socketpair()
@@ -193,7 +203,16 @@ class ControllerProcess:
         self.device.rings_in[self._seats] = bytearray(merged.ring_in_bytes)
         self.device.rings_out[self._seats] = bytearray(merged.ring_bytes)
         self.host.send(
-            control.Admit(self._seats, f"i{self._seats}", merged, user, job, parent, child),
+            control.Admit(
+                self._seats,
+                f"i{self._seats}",
+                merged,
+                user,
+                job,
+                parent,
+                child,
+                rates or control.Rates(),
+            ),
             [theirs.fileno()],
         )
         theirs.close()
@@ -238,7 +257,7 @@ class ControllerProcess:
                 peer._split()
         return peer.wait(request)
 
-    def from_host(self, kind: type, timeout: float = 5.0) -> Any:
+    def from_host(self, kind: type, timeout: float = 20.0) -> Any:
         """The next message to the host of this kind; earlier others stay."""
         while True:
             for i, message in enumerate(self.inbox):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -15,16 +16,19 @@ from pathlib import Path
 
 import psutil
 
-from piehost.host.client import Client, connect
+from piehost.host.client import Client, Run, connect
 
 PIEHOST = (sys.executable, "-m", "piehost.host.cli")
 SMALL = ("--kv-pages", "2048", "--threads", "1")  # loads fast
+SCRIPTED = ("--model", "scripted")  # faster still: there is nothing to load
 WAIT = """
     from inferlet import receive, send
 
     send("ready")
     receive().result()
 """
+_PTRACE_DETACH, _PTRACE_SEIZE, _PTRACE_INTERRUPT = 17, 0x4206, 0x4207
+_WALL = 0x40000000  # of waitpid(2)
 DEADLINE = 90.0  # seconds; only a hang reaches it
 
 
@@ -36,6 +40,7 @@ class Terminal:
         self.environment = {**os.environ, "XDG_RUNTIME_DIR": str(directory)}
         self.environment.pop("PIEHOST_SOCKET", None)
         self.environment["PIEHOST_STORE"] = str(directory / "store.sqlite3")
+        self.environment["XDG_CONFIG_HOME"] = str(directory / "config")
 
     @property
     def run_dir(self) -> Path:
@@ -158,6 +163,20 @@ def compile_c(directory: Path, name: str, source: str) -> Path:
     return path
 
 
+def started(client: Client, program: Path, *args: str, **quotas: str) -> Run:
+    """A run that has said, in a message or on stdout, that it is ready."""
+    run = client.launch(program, args, quotas)
+    for event in run.events():
+        if (data := getattr(event, "data", None)) is not None:
+            assert data == b"ready", data
+            return run
+    raise AssertionError(run.take())
+
+
+def processes(client: Client) -> list[psutil.Process]:
+    return [psutil.Process(inferlet.pid) for inferlet in client.inferlets()]
+
+
 def family(pid: int) -> list[psutil.Process]:
     """The process and all that descend from it."""
     try:
@@ -165,6 +184,22 @@ def family(pid: int) -> list[psutil.Process]:
         return [parent, *parent.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+@contextlib.contextmanager
+def debugged(pid: int) -> Iterator[None]:
+    """The process stands still, as one does under a debugger, which the host leaves alone."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.ptrace(_PTRACE_SEIZE, pid, None, None) or libc.ptrace(
+        _PTRACE_INTERRUPT, pid, None, None
+    ):
+        raise OSError(ctypes.get_errno(), f"ptrace of {pid}")
+    assert eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_TRACING_STOP)
+    try:
+        yield
+    finally:
+        os.waitpid(pid, _WALL)
+        libc.ptrace(_PTRACE_DETACH, pid, None, None)
 
 
 def eventually(what: Callable[[], bool], seconds: float = 20.0) -> bool:

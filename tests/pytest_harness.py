@@ -33,10 +33,13 @@ def run_pytest(
 ) -> subprocess.CompletedProcess[str]:
     """`pytest ARGUMENTS` in `folder`. `first` goes to the front of its PYTHONPATH."""
     paths = [first, str(install_plugin(site)), str(ROOT), str(SDK)]
+    # With these set pytest repeats every failure in its summary, uncut.
+    on_ci = ("CI", "BUILD_NUMBER")
+    user = {name: value for name, value in environment.items() if name not in on_ci}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
         cwd=folder,
-        env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        env={**user, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -94,14 +94,27 @@ _OPS = {
     name: getattr(abi, name).__struct_config__.tag
     for name in (
         "Send", "Receive", "Quota", "StoreGet", "StoreSet", "StoreDelete", "StoreExists",
-        "StoreList", "HttpGet", "HttpPost", "HttpRead", "HttpClose", "Spawn", "SendChild",
-        "ReceiveChild", "CloseChild", "WaitChild", "EndChild",
+        "StoreList", "HttpGet", "HttpPost", "HttpWrite", "HttpRead", "HttpClose", "Spawn",
+        "SendChild", "ReceiveChild", "CloseChild", "WaitChild", "EndChild",
     )
 }  # fmt: skip
 
 
 def _capitals(name: str) -> str:
     return "".join(f"_{c}" if c.isupper() and i else c for i, c in enumerate(name)).upper()
+
+
+# has a child that has one, and says that the last of them is ready
+DYNASTY = """
+    generation = int(sys.argv[1])
+    if generation < 2:
+        ask(SPAWN, 1, "", [str(generation + 1)])
+        say(ask(RECEIVE_CHILD, 1).decode())
+    else:
+        say("ready")
+    ask(RECEIVE)
+    time.sleep(3600)
+"""
 
 
 def write_raw(directory: Path, name: str, source: str) -> Path:

@@ -7,7 +7,7 @@ import select
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,13 +90,21 @@ class Running:
 class LauncherProcess:
     """`python -m piehost.host.sandbox.launcher`, and this end of its link."""
 
-    def __init__(self, *options: str, first: str = "", **environment: str) -> None:
-        """`first` is Python that runs before the launcher does, in its process."""
+    def __init__(
+        self,
+        *options: str,
+        first: str = "",
+        under: Sequence[str] = (),
+        **environment: str,
+    ) -> None:
+        """`first` is Python that runs before the launcher does, in its process; `under` is what it
+        is run by (`plain_user.py`)."""
+        self.under = under
         ours, theirs = socket.socketpair()
         main = f"{first}\nfrom piehost.host.sandbox.launcher import main\nmain()"
         program = ["-c", main] if first else ["-m", "piehost.host.sandbox.launcher"]
         self.process = subprocess.Popen(
-            [sys.executable, "-P", *program, "--fd", str(theirs.fileno()), *options],
+            [*under, sys.executable, "-P", *program, "--fd", str(theirs.fileno()), *options],
             pass_fds=[theirs.fileno()],
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
@@ -149,6 +157,20 @@ def launcher(*options: str, **rest: Any) -> Iterator[LauncherProcess]:
     finally:
         with suppress(ProcessLookupError):
             process.close()
+
+
+def without(*calls: str) -> str:
+    """Python after which these system calls do not exist, for its process and all it starts."""
+    return (
+        "import ctypes\n"
+        "from piehost.host.sandbox import bpf, kernel, policy\n"
+        "kernel.set_no_new_privs()\n"
+        f"numbers = [policy.syscalls()[name] for name in {calls}]\n"
+        "leaves = {number: [bpf._Op(bpf._RET, bpf.ENOSYS)] for number in numbers}\n"
+        "code = bpf._assemble(leaves, unknown=bpf.ALLOW, foreign=bpf.ALLOW).code\n"
+        "program = kernel.SeccompProgram(code)\n"
+        "ctypes.CDLL(None).syscall(317, 1, 0, ctypes.c_void_p(program.address))\n"
+    )
 
 
 def compile_c(source: Path, folder: Path, *options: str) -> Path:

@@ -53,6 +53,7 @@ class Service:
         self._requests = 0
         self.used: dict[int, int] = {}  # octets reported, by seat
         self.order: list[int] = []  # requests as they were answered
+        self.seats_gone: set[int] = set()  # of which no more will be said
 
     def grant(self, seat: int = 1, **fields: Any) -> None:
         merged = {
@@ -99,7 +100,10 @@ class Service:
             return False
         for message, _ in self.link.receive():
             if isinstance(message, EgressUsed):
+                assert message.seat not in self.seats_gone, "it was said that there is no more"
                 self.used[message.seat] = self.used.get(message.seat, 0) + message.octets
+            elif isinstance(message, Gone):
+                self.seats_gone.add(message.seat)
             else:
                 assert message.request not in self._replies, "one answer a request"
                 self._replies[message.request] = message

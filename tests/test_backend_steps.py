@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from piehost.gpu_backend.backend import Backend
-from piehost.wire.step import LATE_STEPS, MAX_SAMPLES, Step, StepDone
+from piehost.wire.step import LATE_STEPS, MAX_SAMPLES, Step
 
 from . import fake_flashinfer
+from .backend_steps import PAGE, clear_all, listed, ok, prompt, row
 from .checkpoints import VOCAB_SIZE, make_checkpoint
 from .step_driver import StepDriver, i32
-
-PAGE = 16
 
 
 @pytest.fixture(scope="module")
@@ -27,36 +26,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def backend(folder: Path) -> Backend:
     return Backend(str(folder), dtype="float32", kv_pages=64)
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, VOCAB_SIZE, length).tolist()
-
-
-def listed(
-    number: int,
-    tokens: list[int],
-    positions: list[int],
-    write: list[int],
-    reads: list[int] | None = None,
-    row: int = 0,
-    **more: Any,
-) -> Step:
-    """One listed segment whose last input is kept in `row`."""
-    slots = (reads or []) + write
-    return Step(
-        number,
-        tokens=i32(tokens),
-        positions=i32(positions),
-        write_slots=i32(write),
-        listed_inputs=i32([len(tokens)]),
-        listed_kv=i32([len(slots)]),
-        listed_slots=i32(slots),
-        listed_masks=[None],
-        keep_inputs=i32([len(tokens) - 1]),
-        keep_rows=i32([row]),
-        **more,
-    )
 
 
 def sampling(rows: list[int]) -> dict[str, bytes]:
@@ -71,21 +40,8 @@ def sampling(rows: list[int]) -> dict[str, bytes]:
     }
 
 
-def ok(done: StepDone) -> StepDone:
-    assert done.error is None
-    return done
-
-
-def row(backend: Backend, number: int) -> torch.Tensor:
-    return backend.pool.rows[number].clone()
-
-
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, atol=1e-4)
-
-
-def clear_all(backend: Backend) -> None:
-    ok(backend.run(Step(0, clear_pages=i32(range(backend.pool.pages)))))
 
 
 def test_a_late_token_is_the_one_sampled_before(backend: Backend) -> None:

@@ -1,4 +1,4 @@
-"""The C binding: start-up, frames and answers against a scripted controller, rings, what is made.
+"""The C binding: start-up, frames and answers against a scripted controller, rings.
 
 All programs here are built with the address and undefined behaviour sanitizers, which end a program
 at the first wrong access, so "exit code 0" says that there was none.
@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -391,32 +390,3 @@ def test_a_program_without_a_ring_starts_and_reads_nothing(fds: str, tmp_path: P
         got = [p.line().split()[0] for _ in range(2)]
         assert got == ["floats" if 4 in given else "error", "ok" if 5 in given else "error"]
         assert p.end() == 0
-
-
-# --- the C side's own tests, and what is made ----------------------------------------------------
-
-
-def test_make_test_passes() -> None:
-    out = make(C, "test")
-    assert "all passed" in out
-
-
-@pytest.mark.skipif(not shutil.which("pkg-config"), reason="no pkg-config")
-def test_the_library_is_found_by_pkg_config(tmp_path: Path) -> None:
-    source = tmp_path / "main.c"
-    source.write_text(
-        "#include <inferlet.h>\nint main(void) { return pie_init() == PIE_CLOSED ? 0 : 1; }\n"
-    )
-    assert "libinferlet.a" in os.listdir(C / "build")
-    flags = subprocess.run(
-        ["pkg-config", "--cflags", "--libs", "inferlet"],
-        env={**os.environ, "PKG_CONFIG_PATH": str(C / "build")},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    binary = tmp_path / "main"
-    subprocess.run(
-        ["gcc", "-static", str(source), *flags, "-o", str(binary)], check=True, timeout=60
-    )
-    assert subprocess.run([str(binary)], timeout=20).returncode == 0

@@ -225,23 +225,6 @@ def test_a_text_beyond_the_models_context_is_refused() -> None:
         thread.join()
 
 
-def test_an_error_in_a_chain_is_the_contexts_from_then_on(program: Program) -> None:
-    program.do("context 0", "fill_tokens 1 5", f"generate 60 {GREEDY} 0 0")
-    samples = [c for c in program.commands() if c[0] == 19]
-    error = [7, "no pages left", "ask for fewer tokens"]
-    program.peer.sendall(answers([0, samples[0][1], 9], *([1, c[1], *error] for c in samples[1:])))
-    assert [program.line(), program.line()] == ["ok", "ok"]
-    tokens, last = program.tokens()
-    assert tokens == [9]
-    assert last.split()[1:3] == ["7", "over_quota"]
-    assert unhex(last.split()[3]) == b"no pages left"
-    program.do("fill_tokens 1 5", "destroy", "@9 5 1", "wait 9")
-    assert program.line().split()[2] == "over_quota"
-    assert [c[0] for c in program.commands()] == [4, 5]
-    program.peer.sendall(answers([0, 9, None]))
-    assert program.line() == "nil -1"
-
-
 # --- the inferlets -------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""The C binding's generations: pieces, stops, samplers, constraints, penalties, branches; before
+"""The C binding's generations: pieces, stops, samplers, penalties, branches; before
 the real controller and a toy accelerator (`c_contexts.Stand`)."""
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from .c_contexts import (
     Accelerator,
     Stand,
     Text,
+    best_allowed,
     error_of,
     fill,
     generate,
+    hidden_state,
     ok,
+    options,
     piece_of,
     run,
     start,
@@ -30,9 +33,9 @@ from .c_contexts import (
 )
 from .c_contexts import built as built
 from .c_contexts import stand as stand
-from .c_driver import GREEDY, Program, Tiny, hexed, unhex
+from .c_driver import Program, Tiny, hexed, unhex
 from .controller_process import VOCAB, ControllerProcess
-from .toy_device import Control, choose, log_probability, logits, token_of, vector
+from .toy_device import Control, choose, log_probability, token_of
 
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc")
 
@@ -47,25 +50,6 @@ def program(stand: Stand) -> Iterator[Program]:
         ok(p, "context 0")
         fill(p, PROMPT)
         yield p
-
-
-def options(sampling: str = "", **controls: object) -> str:
-    """The words of a sampling from the stop list on, greedy: see `driver_commands.h`."""
-    fields = {
-        "stop": "0",
-        "lazy": 0,
-        "mask": "nil",
-        "bias": "0",
-        "history": "nil",
-        "repetition": 1,
-        "presence": 0,
-        "frequency": 0,
-        "logprobs": 0,
-        "k": 0,
-        "offset": 0,
-    }
-    assert controls.keys() <= fields.keys()
-    return " ".join(map(str, [sampling or GREEDY, *{**fields, **controls}.values()]))
 
 
 def greedy(count: int) -> list[int]:
@@ -194,10 +178,6 @@ def test_contexts_that_run_together_share_steps(stand: Stand) -> None:
 # --- how to draw ---------------------------------------------------------------------------------
 
 
-def hidden_state(tokens: list[int]) -> bytes:
-    return vector(tuple(enumerate(tokens)))
-
-
 def test_log_probabilities_are_the_models_own(program: Program) -> None:
     pieces = run(program, f"start 20 {options(logprobs=1)}")[:-1]
     text = [*PROMPT]
@@ -291,48 +271,6 @@ def test_a_sampler_cannot_see_more_than_the_quota_says(stand: Stand) -> None:
         first = token_of(hidden_state(PROMPT), VOCAB)
         assert piece.token == min((first + i) % VOCAB for i in range(10))
         assert p.end() == 0
-
-
-def best_allowed(tokens: list[int], generated: int) -> int:
-    scores = logits(hidden_state(tokens), VOCAB)
-    allowed = [t for t in range(VOCAB) if t % 3 == generated % 3]
-    return max(allowed, key=lambda t: float(scores[t]))
-
-
-def test_a_constraint_says_what_may_come(program: Program) -> None:
-    program.do("constrain any")
-    pieces = run(program, start(8))
-    text = [*PROMPT]
-    for n in range(8):
-        text.append(best_allowed(text, n))
-    assert [p.token for p in pieces] == [*text[3:], -1]
-    assert pieces[-1].finish == LENGTH
-    assert program.end() == 0
-
-
-def test_a_constraint_may_end_the_text_or_lead_nowhere(program: Program) -> None:
-    program.do("constrain three")
-    assert [p.finish for p in run(program, start(9))] == [0, 0, 0, STOP]
-    ok(program, "trim 3")
-    program.do("constrain dead")
-    ok(program, start(9))
-    program.do("next", "next", "next")
-    taken = [piece_of(program.line()).token for _ in range(3)]
-    name, message = error_of(program, "next")
-    assert name == "bad_mask" and "after 3 generated" in message
-    program.do("plain", "next")
-    assert piece_of(program.line()).finish == CLOSED
-    assert tokens_of(program) == PROMPT + taken
-    assert generate(program, 9) == Text(PROMPT + taken).generate(9)  # it is usable
-    assert program.end() == 0
-
-
-def test_a_constraint_and_another_way_to_decide_are_refused(program: Program) -> None:
-    program.do("constrain any", "sampler low")
-    assert error_of(program, start(3))[0] == "bad_argument"
-    program.do("plain", "constrain any")
-    assert error_of(program, f"start 3 {options(mask=0)}")[0] == "bad_argument"
-    assert program.end() == 0
 
 
 # --- branches ------------------------------------------------------------------------------------

@@ -10,11 +10,11 @@ import threading
 import pytest
 from inferlet import abi
 
-from .c_contexts import Stand, Text, error_of, fill, generate, ok, stats_of, tokens_of
+from .c_contexts import Stand, Text, error_of, failure, fill, generate, ok, stats_of, tokens_of
 from .c_contexts import built as built
 from .c_contexts import program as program
 from .c_contexts import stand as stand
-from .c_driver import Program, Tiny, greedy, hexed, startup_block
+from .c_driver import Program, Tiny, answers, greedy, hexed, startup_block
 from .controller_process import VOCAB, Peer
 
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc")
@@ -158,6 +158,46 @@ def test_the_quota_of_exports_is_an_error_that_harms_nothing(stand: Stand) -> No
     with stand.program(export_pages=2) as p:
         ok(p, "context 0")
         fill(p, PROMPT)
-        assert error_of(p, f"save {hexed(b'n')} nil")[0] == "over_quota"
+        p.do(f"save {hexed(b'n')} nil")
+        name, _, hint = failure(p.line())
+        assert name == "over_quota" and "pie_context_unsave " in hint
+        assert "unexport" not in hint and hint.endswith("--quota export_pages")
         assert generate(p, 3) == Text([*PROMPT]).generate(3)
+        assert p.end() == 0
+
+
+def test_a_name_that_is_taken_or_missing_is_told_in_the_words_of_contexts(stand: Stand) -> None:
+    other = exported(stand, meta_of(PROMPT, 30))
+    with stand.program() as p:
+        ok(p, "context 0")
+        fill(p, PROMPT)
+        ok(p, f"save {hexed(b'mine')} nil")
+        for taken in (b"mine", b"other"):
+            p.do(f"save {hexed(taken)} nil")
+            name, message, hint = failure(p.line())
+            assert name == "bad_argument" and repr(taken.decode()) in message
+            assert "saved context" in message and "pie_context_unsave" in hint
+        assert "lease" in error_of(p, f"save {hexed(b'new')} {1 << 32}")[1]  # another reason
+        for line in (f"unsave {hexed(b'none')}", f"restore 1 0 {hexed(b'none')}"):
+            p.do(line)
+            assert failure(p.line())[:2] == ("not_found", "no saved context has the name 'none'")
+        p.do("use 0")
+        assert generate(p, 3) == Text([*PROMPT]).generate(3)
+        assert p.end() == 0
+    other.sock.close()
+
+
+def test_a_saved_context_with_a_part_gone_says_so() -> None:
+    first = meta_of([5] * 16384, 0, parts=2, total=16385)
+    with Program(block=startup_block(max_context=20000)) as p:
+        assert p.line() == "ok"
+        p.do(f"restore 0 0 {hexed(b'long')}")
+        imports = [c for c in p.commands() if c[0] == 44]
+        p.peer.sendall(answers([0, imports[0][1], [1024, first]]))
+        imports += [c for c in p.commands() if c[0] == 44]
+        assert [c[4] for c in imports] == ["long", "long#1"]
+        p.peer.sendall(answers([1, imports[1][1], 16, "no export has the name", "export_kvpage"]))
+        name, message, hint = failure(p.line())
+        assert (name, message) == ("not_found", "a part of the saved context 'long' is gone")
+        assert "pie_context_unsave" in hint
         assert p.end() == 0

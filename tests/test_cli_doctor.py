@@ -11,13 +11,18 @@ from .host_harness import Terminal
 def test_doctor_proves_every_control(terminal: Terminal) -> None:
     report = json.loads(terminal.run("doctor", "--json", check=0).stdout)
     controls = {control["name"]: control for control in report["controls"]}
-    assert {"seccomp", "landlock", "no_new_privs", "fork", "W^X"} <= controls.keys()
-    assert all(control["ok"] and control["got"] for control in controls.values())
+    assert {"seccomp", "landlock", "identity", "mounts", "cgroup", "W^X"} <= controls.keys()
+    assert all(control["ok"] for control in controls.values() if control["required"])
+    for control in controls.values():
+        assert control["got"] and control["attempted"] and control["stops"]
+        assert bool(control["cost"] and control["hint"]) is not control["ok"]
     assert report["machine"]["python"] == platform.python_version()
     assert report["machine"]["kernel"] == platform.release()
 
 
 def test_doctor_as_a_table(terminal: Terminal) -> None:
     text = terminal.run("doctor", check=0).stdout.decode()
-    assert "CONTROL" in text and "ptrace()" in text and "MISSING" not in text
+    rows = {line.split("  ")[0]: line.split()[-1] for line in text.splitlines() if line.strip()}
+    assert "CONTROL" in text and "ptrace()" in text
+    assert rows["identity"] == rows["seccomp"] == rows["landlock"] == "ok"
     assert not any(mark in text for mark in "|│┃─\x1b")

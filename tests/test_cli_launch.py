@@ -116,7 +116,7 @@ def test_memory_quota_is_a_hard_limit(server: Server, tmp_path: Path) -> None:
     """
     path = write_program(tmp_path, "greedy.py", source)
     assert server.terminal.run("launch", path, check=0).stdout == b"allocated\n"
-    done = server.terminal.run("launch", path, "--quota", "memory=1GiB", check=0)
+    done = server.terminal.run("launch", path, "--quota", "address_space=1GiB", check=0)
     assert done.stdout == b"refused\n"
 
 

@@ -63,11 +63,19 @@ def test_it_launches_and_passes_its_own_tests(
     assert "4 passed" in tests.stdout
 
 
+@pytest.fixture(scope="module")
+def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What mypy knows of the standard library does not change from one folder to the next."""
+    return tmp_path_factory.mktemp("mypy")
+
+
 @pytest.mark.parametrize("lang", ["python", "c"])
-def test_its_python_is_typed_and_tidy(terminal: Terminal, tmp_path: Path, lang: str) -> None:
+def test_its_python_is_typed_and_tidy(
+    terminal: Terminal, tmp_path: Path, mypy_cache: Path, lang: str
+) -> None:
     new(terminal, tmp_path, NAME, "--lang", lang)
     folder = tmp_path / NAME
-    cache = f"--cache-dir={tmp_path / 'cache'}"
+    cache = f"--cache-dir={mypy_cache}"
     checked(sys.executable, "-m", "mypy", "--strict", cache, ".", cwd=folder)
     ruff = Path(sys.executable).with_name("ruff")
     checked(ruff, "check", "--no-cache", ".", cwd=folder)

@@ -115,7 +115,7 @@ def test_manifest_whose_entry_is_not_there(server: Server, tmp_path: Path) -> No
 )
 def test_wrong_quota(server: Server, tmp_path: Path, quota: str) -> None:
     path = write_program(tmp_path, "hello.py", "print('ran')")
-    error = refused(server, 126, path, "--quota", quota)
+    error = refused(server, 2, path, "--quota", quota)
     assert quota.partition("=")[0] in error
 
 

@@ -14,6 +14,7 @@ import psutil
 from .host_harness import (
     DEADLINE,
     PIEHOST,
+    SCRIPTED,
     SMALL,
     WAIT,
     Server,
@@ -54,13 +55,16 @@ def test_launch_with_the_servers_own_options_uses_it(server: Server, tmp_path: P
     process.communicate(b"go\n", DEADLINE)
 
 
-def test_launch_with_other_options_has_a_host_of_its_own(server: Server, tmp_path: Path) -> None:
+def test_launch_with_other_options_has_a_host_of_its_own(
+    terminal: Terminal, tmp_path: Path
+) -> None:
     source = "from inferlet.runtime import runtime\nprint(runtime.startup.models[0].page_size)"
     path = write_program(tmp_path, "page_size.py", source)
-    options = ("--page-size", 8, *SMALL)
-    assert server.terminal.run("launch", *options, path, check=0).stdout == b"8\n"
-    assert server.terminal.run("launch", path, check=0).stdout == b"16\n"
-    done = server.terminal.run("launch", "--socket", server.socket, *options, path, check=125)
+    options = ("--page-size", 8, *SCRIPTED, *SMALL)
+    with terminal.server(*SCRIPTED) as server:
+        assert terminal.run("launch", *options, path, check=0).stdout == b"8\n"
+        assert terminal.run("launch", path, check=0).stdout == b"16\n"
+        done = terminal.run("launch", "--socket", server.socket, *options, path, check=125)
     assert b"page_size" in done.stderr
 
 
@@ -111,9 +115,6 @@ def test_models(server: Server) -> None:
 
 
 def test_verbs_without_a_server(terminal: Terminal) -> None:
-    assert json.loads(terminal.run("ps", "--json", check=0).stdout) == []
-    assert b"no server" in terminal.run("ps", check=0).stderr
-    assert json.loads(terminal.run("stop", "--all", "--json", check=0).stdout) == {"stopped": []}
     assert b"no server" in terminal.run("stop", "x-1", check=125).stderr
     (model,) = json.loads(terminal.run("models", "--json", check=0).stdout)
     assert model["name"] == "default" and "not loaded" in model["state"]
@@ -122,7 +123,7 @@ def test_verbs_without_a_server(terminal: Terminal) -> None:
 def test_operators_quota_is_a_default_and_a_ceiling(terminal: Terminal, tmp_path: Path) -> None:
     source = "from inferlet.runtime import runtime\nprint(runtime.startup.limits.kv_pages)"
     path = write_program(tmp_path, "limits.py", source)
-    with terminal.server("--quota", "kv_pages=100"):
+    with terminal.server(*SCRIPTED, "--quota", "kv_pages=100"):
         assert terminal.run("launch", path, check=0).stdout == b"100\n"
         assert terminal.run("launch", "--quota", "kv_pages=50", path, check=0).stdout == b"50\n"
         done = terminal.run("launch", "--quota", "kv_pages=101", path, check=126)
@@ -131,7 +132,7 @@ def test_operators_quota_is_a_default_and_a_ceiling(terminal: Terminal, tmp_path
 
 def test_interrupt_ends_the_server_and_all_it_runs(terminal: Terminal, tmp_path: Path) -> None:
     path = write_program(tmp_path, "wait.py", WAIT)
-    with terminal.server() as server:
+    with terminal.server(*SCRIPTED) as server:
         launch = terminal.start_ready("launch", path)
         everyone = family(server.process.pid)
         assert {p.name() for p in everyone} >= HOST_NAMES and len(everyone) == 6
@@ -159,7 +160,7 @@ def test_server_at_a_socket_of_the_users_choice(terminal: Terminal, tmp_path: Pa
     path = write_program(tmp_path, "hello.py", "print('hello')")
     socket = terminal.directory / "mine.sock"
     terminal.environment["PIEHOST_SOCKET"] = str(socket)
-    with terminal.server():
+    with terminal.server(*SCRIPTED):
         assert socket.is_socket()
         assert terminal.run("launch", path, check=0).stdout == b"hello\n"
         (model,) = json.loads(terminal.run("models", "--json", check=0).stdout)

@@ -29,7 +29,7 @@ from piehost.host.options import Options
 
 from .c_driver import make
 from .host_harness import Terminal, write_program
-from .test_interpreters import needs_node, needs_perl
+from .interpreter_marks import needs_node, needs_perl
 from .web_server import Request, WebServer
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import signal
 
-import msgspec
 import psutil
 import pytest
 from inferlet import abi, errors
 
 from piehost.wire.step import StepDone
 
+from . import controller_fixtures
+from .controller_answers import outcome
 from .controller_process import VOCAB, AnswerError, ControllerProcess, Peer
-from .test_controller_generation import EMB, KV, OUT, TOK, Q, chain, setup
-from .test_controller_order import controller as controller
-from .test_controller_order import outcome
+from .controller_programs import EMB, KV, OUT, SPIN, TOK, Q, chain, chats, setup
 from .toy_device import greedy, ints
+
+controller = controller_fixtures.audited  # the fixture
 
 
 def test_taking_and_freeing_pages_piles_nothing_up(controller: ControllerProcess) -> None:
@@ -297,18 +298,6 @@ def test_the_entries_of_distributions_in_a_step_are_bounded() -> None:
     entries = [sum(k for _, k, _, _ in step.dists) for step in steps]
     assert 1 << 19 < max(entries) <= 1 << 20  # 341 of one inferlet's
     controller.close()
-
-
-SPIN = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-
-
-def chats(count: int) -> bytes:
-    """Frames of one `chat` each; a rendering of SPIN takes the tenth of a second it may."""
-    frames = b""
-    for i in range(count):
-        body = msgspec.msgpack.encode([abi.Chat(i, 0, [{"role": "user", "content": ""}])])
-        frames += abi.frame_header(len(body)) + body
-    return frames
 
 
 def test_small_frames_that_arrive_together_are_carried_out_in_turns() -> None:

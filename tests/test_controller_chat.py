@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from piehost.gpu_backend.checkpoint import find_checkpoint
 
+from .controller_answers import refused
 from .controller_process import AnswerError, ControllerProcess, Peer
-from .test_controller_messaging import refused
 
 TOKENIZER: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
     find_checkpoint("default"), local_files_only=True

@@ -10,10 +10,11 @@ from inferlet import abi, errors
 
 from piehost.wire import control, services
 
+from . import controller_fixtures
+from .controller_answers import refused, settle
 from .controller_process import ControllerProcess, Peer
-from .test_controller_messaging import controller as controller
-from .test_controller_messaging import refused, settle
-from .test_controller_messaging import shared as shared
+
+shared, controller = controller_fixtures.shared, controller_fixtures.emptied  # the fixtures
 
 CHILD = 7
 
@@ -282,6 +283,32 @@ def test_handles_of_dead_children_have_a_cap(controller: ControllerProcess) -> N
     assert refused(parent, abi.Spawn(901, 65)) is errors.QuotaError
     assert parent.ask(abi.EndChild(902, 1)) is None
     spawn(controller, parent, seat, 65)
+
+
+def test_what_dead_children_left_bounds_how_many_more_there_may_be(
+    controller: ControllerProcess,
+) -> None:
+    seat, parent = controller.admit(children=100)
+    for handle in (1, 2):
+        ask, child_seat, child = spawn(controller, parent, seat, handle)
+        for _ in range(10):
+            send(child, bytes(60000))
+        controller.release(child_seat)
+        controller.host.send(control.ChildEnded(seat, ask.call.child, 0))
+    settle(controller)
+    assert refused(parent, abi.Spawn(901, 3)) is errors.QuotaError
+    assert [len(from_child(parent, 1)) for _ in range(10)] == [60000] * 10, "nothing is lost"
+    spawn(controller, parent, seat, 3)
+    assert [len(from_child(parent, 2)) for _ in range(10)] == [60000] * 10
+
+
+def test_what_waits_from_children_that_live_stops_no_spawn(controller: ControllerProcess) -> None:
+    seat, parent = controller.admit()
+    for handle in (1, 2, 3):
+        _, _, child = spawn(controller, parent, seat, handle)
+        for _ in range(10):
+            send(child, bytes(60000))
+    spawn(controller, parent, seat, 4)
 
 
 def test_a_parent_that_was_never_there_gives_a_child_without_input(

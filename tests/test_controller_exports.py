@@ -12,14 +12,12 @@ from inferlet import abi, errors
 from piehost.wire import control
 from piehost.wire.step import StepDone
 
+from .controller_answers import refused, settle
 from .controller_process import PAGE, VOCAB, AnswerError, ControllerProcess, Peer
-from .test_controller_generation import EMB, KV, OUT, TOK, Q, chain, setup
-from .test_controller_messaging import refused, settle
+from .controller_programs import EMB, KV, OUT, PROMPT, SHARED, TOK, Q, chain, export, go_on, setup
 from .toy_device import greedy, next_token
 
 PAGES = 64
-SHARED = 9  # the importer's handle
-PROMPT = list(range(40, 40 + 2 * PAGE))  # two full pages
 
 
 @pytest.fixture
@@ -48,33 +46,6 @@ def ready(controller: ControllerProcess, prompt: list[int], slots: int, **admit:
     peer.put(*setup(prompt, slots), abi.Synchronize(1, Q))
     assert controller.wait(peer, 1) is None
     return peer
-
-
-def export(peer: Peer, name: str = "a", pages: int = 2, lease: int | None = None) -> None:
-    peer.put(abi.ExportKvPage(2, Q, name, [(KV, 0, pages)], b"meta", lease))
-    assert peer.wait(2) is None
-
-
-def go_on(controller: ControllerProcess, peer: Peer, prompt: list[int], count: int) -> list[int]:
-    """Imports "a", whose pages hold `prompt`, and generates after it in pages of its own."""
-    start = len(prompt)
-    commands: list[abi.Command] = [
-        abi.CreateQueue(None, Q),
-        abi.ImportKvPage(50, Q, SHARED, "a"),
-        abi.AllocKvPage(None, Q, KV, 4),
-        abi.AllocEmb(None, Q, EMB, 1),
-        abi.AllocEmb(None, Q, OUT, 1),
-        abi.EmbedTxt(None, Q, (EMB, 0), [7], start),
-    ]
-    for i in range(count):
-        reads = [(SHARED, 0, start)] + ([(KV, 0, i)] if i else [])
-        commands += [
-            abi.Forward(None, Q, (EMB, 0, 1), reads, (KV, i, 1), (OUT, 0, 1)),
-            abi.Sample(100 + i, Q, (OUT, 0), TOK),
-            abi.EmbedTxt(None, Q, (EMB, 0), [~TOK], start + i + 1),
-        ]
-    peer.put(*commands)
-    return [controller.wait(peer, 100 + i) for i in range(count)]
 
 
 # --- what an importer sees ----------------------------------------------------

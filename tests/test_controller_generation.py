@@ -12,9 +12,8 @@ import pytest
 from inferlet import abi
 
 from .controller_process import PAGE, VOCAB, ControllerProcess, Peer
+from .controller_programs import EMB, KV, OUT, TOK, Q, chain, setup
 from .toy_device import greedy, ints
-
-Q, KV, EMB, OUT, TOK = 1, 1, 1, 2, 1
 
 
 @pytest.fixture
@@ -22,33 +21,6 @@ def controller() -> Iterator[ControllerProcess]:
     process = ControllerProcess()
     yield process
     process.close()
-
-
-def setup(prompt: list[int], slots: int) -> list[abi.Command]:
-    pages = -(-slots // PAGE)
-    return [
-        abi.CreateQueue(None, Q),
-        abi.AllocKvPage(None, Q, KV, pages),
-        abi.AllocEmb(None, Q, EMB, max(len(prompt), 1)),
-        abi.AllocEmb(None, Q, OUT, 1),
-        abi.EmbedTxt(None, Q, (EMB, 0), prompt, 0),
-        abi.Forward(None, Q, (EMB, 0, len(prompt)), [], (KV, 0, len(prompt)), (OUT, 0, 1)),
-    ]
-
-
-def chain(start: int, count: int, first_request: int, stop: list[int]) -> list[abi.Command]:
-    """Sample, then `count - 1` times embed that token at `start`, `start` + 1, ... and sample."""
-    commands: list[abi.Command] = [
-        abi.Sample(first_request, Q, (OUT, 0), TOK, stop=stop, lazy=True)
-    ]
-    for i in range(count - 1):
-        at = start + i
-        commands += [
-            abi.EmbedTxt(None, Q, (EMB, 0), [~TOK], at),
-            abi.Forward(None, Q, (EMB, 0, 1), [(KV, 0, at)], (KV, at, 1), (OUT, 0, 1)),
-            abi.Sample(first_request + i + 1, Q, (OUT, 0), TOK, stop=stop, lazy=True),
-        ]
-    return commands
 
 
 def generate(

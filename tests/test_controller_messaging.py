@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,34 +10,15 @@ from inferlet import abi, errors
 
 from piehost.wire import control
 
+from . import controller_fixtures
+from .controller_answers import refused, settle
 from .controller_process import VOCAB, AnswerError, ControllerProcess, Peer
-from .test_controller_generation import OUT, TOK, Q, setup
+from .controller_programs import OUT, TOK, Q, setup
 from .toy_device import greedy
 
+shared, controller = controller_fixtures.shared, controller_fixtures.emptied  # the fixtures
+
 SUB = 1
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[ControllerProcess]:
-    process = ControllerProcess()
-    yield process
-    process.close()
-
-
-@pytest.fixture
-def controller(shared: ControllerProcess) -> Iterator[ControllerProcess]:
-    yield shared
-    for seat in shared.stats().seats:
-        shared.release(seat)
-    shared.inbox.clear()
-
-
-def refused(peer: Peer, command: abi.Command) -> type[errors.InferletError]:
-    """The class of the error that the command is answered with."""
-    with pytest.raises(AnswerError) as caught:
-        peer.ask(command)
-    assert caught.value.message and caught.value.hint
-    return errors.BY_CODE[caught.value.code]
 
 
 def listen(peer: Peer, topic: str = "news", handle: int = SUB, job: bool = False) -> None:
@@ -52,12 +32,6 @@ def say(peer: Peer, data: bytes, topic: str = "news", job: bool = False) -> int:
 
 def hear(peer: Peer, handle: int = SUB) -> Any:
     return peer.ask(abi.NextMessage(peer.request(), handle))
-
-
-def settle(controller: ControllerProcess) -> None:
-    """Until the controller has carried out what was sent before."""
-    for _ in range(3):
-        controller.stats()
 
 
 # --- who hears what -----------------------------------------------------------
@@ -321,3 +295,16 @@ def test_what_a_dead_flooder_held_is_free_before_its_last_words_are_through(
     assert seat in stats.seats, "it is not released yet"
     assert stats.total.pages_free == stats.total.pages_total
     controller.from_host(control.Released, timeout=60)
+
+
+def test_who_is_ended_in_the_middle_of_a_frame_subscribes_to_nothing_after_it(
+    controller: ControllerProcess,
+) -> None:
+    _, older = controller.admit(user="a")
+    older.put(abi.CreateQueue(None, Q), abi.AllocKvPage(1, Q, 1, 60))
+    assert older.wait(1) is None
+    newest, peer = controller.admit(user="a")
+    alloc = abi.AllocKvPage(1, Q, 1, 10)
+    peer.put(abi.CreateQueue(None, Q), alloc, abi.Subscribe(2, SUB, "news"))
+    assert controller.from_host(control.End).seat == newest
+    assert say(older, b"hello") == 0

@@ -13,7 +13,7 @@ from inferlet import abi
 from piehost.wire import control
 
 from .controller_process import VOCAB, ControllerProcess
-from .test_controller_generation import Q, chain, setup
+from .controller_programs import Q, chain, setup
 from .toy_device import greedy
 
 FRAMES, PAGES = 400, 64  # frames a seed

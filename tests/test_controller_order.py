@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 from inferlet import abi, errors
 
 from piehost.wire.step import StepDone
 
+from . import controller_fixtures
+from .controller_answers import outcome
 from .controller_process import VOCAB, AnswerError, ControllerProcess, Peer
-from .test_controller_generation import EMB, KV, OUT, TOK, Q, chain, setup
+from .controller_programs import EMB, KV, OUT, TOK, Q, chain, setup
 from .toy_device import greedy, ints, next_token
 
+controller = controller_fixtures.audited  # the fixture
+
 PAGES = 64
-
-
-@pytest.fixture
-def controller() -> Iterator[ControllerProcess]:
-    """Each test must leave its counters where they were."""
-    process = ControllerProcess(pages=PAGES, chunk=32)
-    yield process
-    if not process.backend.sock._closed:  # type: ignore[attr-defined]
-        while process.collect():
-            process.serve()
-    for seat in process.stats().seats:
-        process.release(seat)
-    total = process.stats().total
-    assert (total.pages_free, total.rows_free, total.seats) == (PAGES, 256, 0)
-    process.close()
-
-
-def outcome(controller: ControllerProcess, peer: Peer, request: int) -> Any:
-    """The value, or the error's class."""
-    try:
-        return controller.wait(peer, request)
-    except AnswerError as error:
-        return errors.BY_CODE[error.code]
 
 
 def attended(controller: ControllerProcess, peer: Peer, request: int) -> list[tuple[int, int]]:
@@ -351,6 +329,44 @@ def test_after_the_backend_is_lost_every_answer_still_comes(controller: Controll
         with pytest.raises(AnswerError) as caught:
             peer.wait(request)
         assert caught.value.code == errors.BackendError.code
+
+
+def test_a_forward_cancelled_half_way_leaves_what_ran_and_nothing_else(
+    controller: ControllerProcess,
+) -> None:
+    prompt = list(range(1, 101))
+    _, peer = controller.admit()
+    peer.put(
+        abi.CreateQueue(None, Q),
+        abi.AllocKvPage(None, Q, KV, 13),
+        abi.AllocEmb(None, Q, EMB, 100),
+        abi.AllocEmb(None, Q, OUT, 50),
+        abi.EmbedTxt(None, Q, (EMB, 0), prompt, 0),
+        abi.Forward(1, Q, (EMB, 0, 100), [], (KV, 0, 100), (OUT, 0, 50)),
+    )
+    ran = sum(len(ints(step.positions)) for step in controller.collect())
+    assert 50 < ran < 100, "some of its outputs have been made"
+    peer.put(abi.Cancel(2, Q))
+    assert outcome(controller, peer, 1) is errors.CancelledError
+    assert controller.wait(peer, 2) is None
+    peer.put(
+        abi.EmbedTxt(None, Q, (EMB, 0), [999], 400),
+        abi.AllocEmb(None, Q, 3, 1),
+        abi.Forward(None, Q, (EMB, 0, 1), [(KV, 0, 100)], None, (3, 0, 1)),
+        abi.Sample(3, Q, (3, 0), TOK),
+    )
+    assert attended(controller, peer, 3) == [*enumerate(prompt[:ran]), (400, 999)]
+    last = ran - 51  # of the outputs, which are those of the inputs from 50 on
+    peer.put(abi.Sample(4, Q, (OUT, last), TOK), abi.Sample(5, Q, (OUT, last + 1), TOK))
+    assert controller.wait(peer, 4) == greedy(prompt[:ran], 1, VOCAB)[0]
+    assert outcome(controller, peer, 5) is errors.UnwrittenError
+    peer.put(
+        abi.Synchronize(None, Q),
+        abi.EmbedTxt(None, Q, (EMB, 0), prompt, 0),
+        abi.Forward(None, Q, (EMB, 0, 100), [], (KV, 0, 100), (OUT, 0, 50)),
+        abi.Sample(6, Q, (OUT, 49), TOK),
+    )
+    assert controller.wait(peer, 6) == greedy(prompt, 1, VOCAB)[0]
 
 
 def test_cancelled_and_freed_are_answered_in_order(controller: ControllerProcess) -> None:

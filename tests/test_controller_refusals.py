@@ -14,7 +14,7 @@ from piehost.wire import control
 from piehost.wire.step import StepDone
 
 from .controller_process import VOCAB, AnswerError, ControllerProcess, Peer
-from .test_controller_generation import EMB, KV, OUT, TOK, Q, chain, setup
+from .controller_programs import EMB, KV, OUT, TOK, Q, chain, setup
 from .toy_device import greedy
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from inferlet import abi, errors
 
+from . import controller_fixtures
+from .controller_answers import outcome
 from .controller_process import LIMITS, VOCAB, ControllerProcess, Peer
-from .test_controller_generation import EMB, KV, OUT, TOK, Q, setup
-from .test_controller_order import controller as controller
-from .test_controller_order import outcome
+from .controller_programs import EMB, KV, OUT, TOK, Q, setup
 from .toy_device import (
     Control,
     choose,
@@ -21,6 +21,8 @@ from .toy_device import (
     next_token,
     vector,
 )
+
+controller = controller_fixtures.audited  # the fixture
 
 HIST = 1
 WIDTH = VOCAB // 8

@@ -10,11 +10,12 @@ from inferlet import abi, errors
 from piehost.wire import control, services
 from piehost.wire.services import Call
 
+from . import controller_fixtures
+from .controller_answers import refused, settle
 from .controller_process import AnswerError, ControllerProcess, Peer
-from .test_controller_generation import KV, TOK, Q, setup
-from .test_controller_messaging import controller as controller
-from .test_controller_messaging import refused, settle
-from .test_controller_messaging import shared as shared
+from .controller_programs import KV, TOK, Q, setup
+
+shared, controller = controller_fixtures.shared, controller_fixtures.emptied  # the fixtures
 
 
 def next_ask(controller: ControllerProcess) -> control.Ask:

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from inferlet import abi, errors
 
+from . import controller_fixtures
+from .controller_answers import outcome
 from .controller_process import VOCAB, ControllerProcess, Peer
-from .test_controller_generation import EMB, KV, OUT, TOK, Q, setup
-from .test_controller_order import controller as controller
-from .test_controller_order import outcome
+from .controller_programs import EMB, KV, OUT, TOK, Q, setup
 from .toy_device import VECTOR_BYTES, embedding, greedy, ints, next_token, token_of, vector
+
+controller = controller_fixtures.audited  # the fixture
 
 V1, V2 = struct.pack("<4f", 1, -2, 0.5, -0.0), struct.pack("<4f", 1e-40, 3e38, 7, 8)
 NAN = struct.pack("<4f", 1, float("nan"), 0, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from inferlet import abi, errors
 
 from piehost.host.client import Client
+from piehost.wire.client import Message
 
-from .host_harness import Terminal
+from .host_harness import Terminal, eventually
 from .pytest_harness import run_pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,6 +80,32 @@ def test_the_programs_of_the_page_on_contexts(client: Client, tmp_path: Path) ->
         (tmp_path / name).write_text(text)
         done = client.launch(tmp_path / name, user="docs").result()
         assert (done.code, done.text) == (0, output), (name, done.stderr.decode())
+
+
+def test_the_session_of_the_page_on_operations(terminal: Terminal, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    for name, text in re.findall(
+        r"^`([\w.]+)`:\n\n```\w+\n(.*?)```", page, re.DOTALL | re.MULTILINE
+    ):
+        (tmp_path / name).write_text(text)
+    commands = re.findall(r"^\$ piehost (.*)\n((?:(?!\$|```).*\n)*)", page, re.MULTILINE)
+    assert len(commands) == page.count("$ piehost ") > 5
+    options = ("--model", "scripted", "--config", tmp_path / "piehost.toml")
+    with terminal.server(*options) as server, server.client() as client:
+        run = client.launch(tmp_path / "agent.py", user="ada")
+        assert next(event.data for event in run.events() if isinstance(event, Message)) == b"ready"
+        for command, output in commands:
+            assert eventually(partial(prints, terminal, command, output)), command
+
+
+def prints(terminal: Terminal, command: str, output: str) -> bool:
+    """Whether it is what `piehost COMMAND` shows, where "..." stands for anything and as much
+    space for as little."""
+    done = terminal.run(*command.split())
+    parts = [r"\s+".join(map(re.escape, part.split())) for part in output.split("...")]
+    pattern = r"\s*" + r".*".join(parts) + r"\s*"
+    shown = (done.stdout + done.stderr).decode()
+    return re.fullmatch(pattern, shown, re.DOTALL) is not None
 
 
 @pytest.mark.parametrize(

@@ -472,5 +472,5 @@ def test_all_kinds_in_one_batch_equal_each_alone(case: Case) -> None:
         for now, then in zip(reply.vectors, mine.vectors, strict=True):
             np.testing.assert_allclose(now, then, atol=1e-3 * then.std())
     decodes = after.decode_segments - before.decode_segments
-    assert decodes > 2 * (after.decode_steps - before.decode_steps), "they did share steps"
+    assert decodes > after.decode_steps - before.decode_steps, "they did share steps"
     assert after.pages_free == after.pages_total

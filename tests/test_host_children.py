@@ -11,32 +11,24 @@ import psutil
 import pytest
 
 from piehost.host.client import Client, Run
-from piehost.wire.client import Message
 
 from .host_harness import (
     DEADLINE,
+    SCRIPTED,
     Server,
     all_gone,
     compile_c,
     eventually,
     new_terminal,
+    processes,
+    started,
     write_program,
 )
-from .raw_inferlet import write_raw
+from .raw_inferlet import DYNASTY, write_raw
 
 BAD_ARGUMENT, OVER_QUOTA, NOT_FOUND, UNAVAILABLE = 5, 7, 16, 17
 
 # a family three deep that says when all of it runs, and then waits for ever
-DYNASTY = """
-    generation = int(sys.argv[1])
-    if generation < 2:
-        ask(SPAWN, 1, "", [str(generation + 1)])
-        say(ask(RECEIVE_CHILD, 1).decode())
-    else:
-        say("ready")
-    ask(RECEIVE)
-    time.sleep(3600)
-"""
 
 
 def texts(run: Run) -> list[str]:
@@ -45,24 +37,10 @@ def texts(run: Run) -> list[str]:
     return [message.decode() for message in result.messages]
 
 
-def started(client: Client, program: Path, *args: str, **quotas: str) -> Run:
-    """A run that has said that it is ready."""
-    run = client.launch(program, args, quotas)
-    for event in run.events():
-        if isinstance(event, Message):
-            assert event.data == b"ready", event.data
-            return run
-    raise AssertionError(run.take())
-
-
-def processes(client: Client) -> list[psutil.Process]:
-    return [psutil.Process(inferlet.pid) for inferlet in client.inferlets()]
-
-
 @pytest.fixture(scope="module")
 def victim() -> Iterator[Server]:
     """A server that gets hurt."""
-    with new_terminal() as terminal, terminal.server() as running:
+    with new_terminal() as terminal, terminal.server(*SCRIPTED) as running:
         yield running
 
 
@@ -147,7 +125,7 @@ def test_a_child_that_cannot_start(client: Client, tmp_path: Path) -> None:
     compile_c(tmp_path, "parent", source)
     write_raw(tmp_path, "script.py", "")
     (tmp_path / "inferlet.toml").write_text(
-        'entry = "parent"\n[children]\nscript = "script.py"\n[quota]\nmemory = "16MiB"\n'
+        'entry = "parent"\n[children]\nscript = "script.py"\n[quota]\naddress_space = "16MiB"\n'
     )
     result = client.launch(tmp_path).result(DEADLINE)
     assert result.code == 0, result

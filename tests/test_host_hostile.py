@@ -16,7 +16,16 @@ from piehost.host.client import Client
 from piehost.host.errors import FailedAnswer, Refused
 from piehost.wire import client as wire
 
-from .host_harness import DEADLINE, WAIT, Server, Terminal, compile_c, eventually, write_program
+from .host_harness import (
+    DEADLINE,
+    SCRIPTED,
+    WAIT,
+    Server,
+    Terminal,
+    compile_c,
+    eventually,
+    write_program,
+)
 
 SEARCH = """
     import ctypes, gc, sys
@@ -209,7 +218,7 @@ def test_closed_standard_streams(server: Server, tmp_path: Path, closed: str) ->
 def test_more_launches_than_there_are_descriptors(terminal: Terminal, tmp_path: Path) -> None:
     """Those that do not fit are refused; those that run, and later ones, are served."""
     wait = write_program(tmp_path, "wait.py", WAIT)
-    with terminal.server(descriptors=200) as server, server.client() as client:
+    with terminal.server(*SCRIPTED, descriptors=200) as server, server.client() as client:
         runs = [client.launch(wait) for _ in range(60)]
         while not all(run.id or run.over for run in runs):
             client.pump(DEADLINE)

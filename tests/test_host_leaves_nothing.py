@@ -14,6 +14,7 @@ import pytest
 
 from .host_harness import (
     DEADLINE,
+    SCRIPTED,
     SMALL,
     WAIT,
     Server,
@@ -32,7 +33,7 @@ def ephemeral(
     """A launch with a host of its own whose inferlet waits, and all its processes: the CLI, the
     host, its four, the inferlet."""
     path = write_program(tmp_path, "wait.py", WAIT)
-    process = terminal.start_ready("launch", *SMALL, path)
+    process = terminal.start_ready("launch", *SCRIPTED, path)
     everyone = family(process.pid)
     try:
         assert len(everyone) == 7, everyone
@@ -94,13 +95,13 @@ def test_killed_ephemeral_host(terminal: Terminal, tmp_path: Path) -> None:
         assert eventually(lambda: all_gone(everyone))
     assert len(left_behind(terminal)) == 1  # nobody was left to remove its folder
     path = write_program(tmp_path, "hello.py", "print('hello')")
-    terminal.run("launch", *SMALL, path, check=0)
+    terminal.run("launch", *SCRIPTED, path, check=0)
     assert left_behind(terminal) == []  # but the next host does
 
 
 def test_killed_server(terminal: Terminal, tmp_path: Path) -> None:
     path = write_program(tmp_path, "wait.py", WAIT)
-    with terminal.server() as server:
+    with terminal.server(*SCRIPTED) as server:
         launch = terminal.start_ready("launch", path)
         everyone = family(server.process.pid)
         server.process.kill()
@@ -108,7 +109,7 @@ def test_killed_server(terminal: Terminal, tmp_path: Path) -> None:
         assert launch.returncode == 125 and b"the host process died" in err
         assert eventually(lambda: all_gone(everyone))
     assert terminal.socket.exists()  # stale
-    with terminal.server() as server, server.client() as client:  # and no obstacle
+    with terminal.server(*SCRIPTED) as server, server.client() as client:  # and no obstacle
         assert client.inferlets() == []
     assert left_behind(terminal) == []
 

@@ -12,9 +12,8 @@ import pytest
 from piehost.host.client import Client
 from piehost.host.errors import HostError
 
-from .host_harness import DEADLINE, Server, all_gone, new_terminal
-from .raw_inferlet import write_raw
-from .test_host_children import DYNASTY, processes, started
+from .host_harness import DEADLINE, SCRIPTED, Server, all_gone, new_terminal, processes, started
+from .raw_inferlet import DYNASTY, write_raw
 
 SHOW = """
     import json
@@ -193,7 +192,7 @@ def test_what_the_operator_allows_is_the_most(tmp_path: Path) -> None:
     ceiling = ("--egress", "*.example.com", "--egress", "10.1.0.0/16:8080", "--egress", "0.0.0.0/0")
     with (
         new_terminal() as terminal,
-        terminal.server("--quota", "children=2", *ceiling) as server,
+        terminal.server(*SCRIPTED, "--quota", "children=2", *ceiling) as server,
         server.client() as client,
     ):
         assert shown(client, tmp_path)["limits"]["children"] == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from piehost.host.client import Client, Run
+from piehost.host.client import Client
 from piehost.wire.client import Message, weight
 
 from .host_harness import (
@@ -19,10 +19,13 @@ from .host_harness import (
     Server,
     all_gone,
     compile_c,
+    debugged,
     eventually,
     new_terminal,
+    started,
     write_program,
 )
+from .raw_inferlet import write_raw
 
 GENERATE = """
     from inferlet import Model, inferlet
@@ -51,15 +54,6 @@ def victim() -> Iterator[Server]:
         yield running
 
 
-def started(client: Client, program: Path) -> Run:
-    """A run that has said that it is ready."""
-    run = client.launch(program)
-    for event in run.events():
-        if getattr(event, "data", b"") == b"ready":
-            break
-    return run
-
-
 def generates(client: Client, tmp_path: Path) -> bool:
     result = client.launch(write_program(tmp_path, "generate.py", GENERATE)).result(DEADLINE)
     return result.code == 0 and result.text.startswith(" Paris")
@@ -84,6 +78,40 @@ def test_killed_core_process(victim: Server, tmp_path: Path, name: str) -> None:
         assert after.children["backend"] != before.children["backend"]
         assert after.children["controller"] != before.children["controller"]
         assert after.children["zygote"] == before.children["zygote"]
+
+
+def test_a_child_that_waits_for_rings_does_not_begin_on_a_new_core(
+    victim: Server, tmp_path: Path
+) -> None:
+    """Its parent is dead, but the host does not know it yet: the zygote cannot say so."""
+    source = """
+        say("ready")
+        ask(RECEIVE)
+        post(SPAWN, 1, "", ["child"])
+        say("asked")
+        time.sleep(3600)
+    """
+    native = compile_c(tmp_path, "sleep", SLEEP)
+    with victim.client() as client:
+        # rings of that size are not made ahead
+        run = client.launch(write_raw(tmp_path, "wait.py", source), [], {"ring_bytes": "8MiB"})
+        children = client.stats().children
+        backend, zygote = psutil.Process(children["backend"]), children["zygote"]
+        for event in run.events():
+            if getattr(event, "data", b"") == b"ready":
+                backend.suspend()
+                run.send(b"go on")
+            elif getattr(event, "data", b"") == b"asked":
+                break
+        with debugged(zygote):
+            backend.kill()
+            later = started(client, native)  # all that waited before it has begun, or never will
+            assert {i.id for i in client.inferlets()} == {run.id, later.id}
+        result = run.result(DEADLINE)
+        assert result.reason is not None and result.reason.code == "backend_lost"
+        later.cancel()
+        later.result(DEADLINE)
+        assert generates(client, tmp_path)
 
 
 def test_killed_zygote_ends_python_inferlets_only(victim: Server, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ when one of them dies."""
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import os
 import pwd
@@ -17,7 +18,15 @@ import pytest
 from piehost.host.client import Client, Run
 from piehost.host.services import store_path
 
-from .host_harness import DEADLINE, Server, Terminal, eventually, new_terminal
+from .host_harness import (
+    DEADLINE,
+    SCRIPTED,
+    Server,
+    Terminal,
+    debugged,
+    eventually,
+    new_terminal,
+)
 from .raw_inferlet import write_raw
 
 OVER_QUOTA, DENIED, UNAVAILABLE = 7, 15, 17
@@ -79,7 +88,7 @@ def site() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def victim() -> Iterator[Server]:
     """A server that gets hurt."""
-    with new_terminal() as terminal, terminal.server() as running:
+    with new_terminal() as terminal, terminal.server(*SCRIPTED) as running:
         yield running
 
 
@@ -99,14 +108,14 @@ def store(client: Client, tmp_path: Path, *words: str, user: str = "ada") -> lis
 def test_the_store_outlives_its_server_and_keeps_users_apart(
     terminal: Terminal, tmp_path: Path
 ) -> None:
-    with terminal.server() as server, server.client() as client:
+    with terminal.server(*SCRIPTED) as server, server.client() as client:
         assert "store" not in client.stats().children, "it starts with the first call"
         assert store(client, tmp_path, "get:k", "set:k=old", "set:k=new") == ["None"] * 3
         assert client.stats().children["store"]
         assert store(client, tmp_path, "get:k", "set:other=1", user="eve") == ["None", "None"]
         file = terminal.directory / "store.sqlite3"
         assert file.stat().st_mode & 0o077 == 0
-    with terminal.server() as server, server.client() as client:
+    with terminal.server(*SCRIPTED) as server, server.client() as client:
         assert store(client, tmp_path, "get:k", "list:") == ["new", "k"]
         assert store(client, tmp_path, "get:k", "list:", user="eve") == ["None", "other"]
 
@@ -115,8 +124,8 @@ def test_two_servers_share_the_store(terminal: Terminal, tmp_path: Path) -> None
     with new_terminal() as second:
         second.environment["PIEHOST_STORE"] = terminal.environment["PIEHOST_STORE"]
         with (
-            terminal.server() as here,
-            second.server() as there,
+            terminal.server(*SCRIPTED) as here,
+            second.server(*SCRIPTED) as there,
             here.client() as one,
             there.client() as other,
         ):
@@ -154,7 +163,7 @@ def test_a_store_that_cannot_be(terminal: Terminal, tmp_path: Path) -> None:
         except Failed as error:
             say(error)
     """
-    with terminal.server() as server, server.client() as client:
+    with terminal.server(*SCRIPTED) as server, server.client() as client:
         (text,) = said(client.launch(write_raw(tmp_path, "why.py", source)))
     assert text.startswith(f"{UNAVAILABLE}: ") and str(tmp_path) not in text
 
@@ -164,7 +173,7 @@ def test_without_a_place_of_its_own_the_store_is_in_the_users_state(
 ) -> None:
     del terminal.environment["PIEHOST_STORE"]
     terminal.environment["XDG_STATE_HOME"] = str(terminal.directory / "state")
-    with terminal.server() as server, server.client() as client:
+    with terminal.server(*SCRIPTED) as server, server.client() as client:
         assert store(client, tmp_path, "set:k=1") == ["None"]
     folder = terminal.directory / "state" / "piehost"
     assert folder.stat().st_mode & 0o077 == 0 and (folder / "store.sqlite3").is_file()
@@ -195,12 +204,12 @@ def test_a_killed_store_answers_what_waits_and_works_again(victim: Server, tmp_p
         say("asked")
         for request in waiting:
             try:
-                take(request)
+                say(sorted(take(request)))
             except Failed as error:
                 say(error.code)
         say(ask(STORE_GET, "k").decode())
     """
-    with victim.client() as client:
+    with victim.client() as client, contextlib.ExitStack() as stack:
         run = client.launch(write_raw(tmp_path, "asks.py", source), user="killed")
         heard: list[str] = []
         for event in run.events():
@@ -209,11 +218,14 @@ def test_a_killed_store_answers_what_waits_and_works_again(victim: Server, tmp_p
             heard.append(data.decode())
             if heard[-1] == "ready":
                 process = psutil.Process(client.stats().children["store"])
-                process.suspend()
+                stack.enter_context(debugged(process.pid))
                 run.send(b"go on")
             elif heard[-1] == "asked":
                 process.kill()
-        assert heard == ["ready", "asked", *[str(UNAVAILABLE)] * 3, "kept"]
+        assert heard[:4] == ["ready", "asked", *[str(UNAVAILABLE)] * 2]
+        assert "'egress_bytes'" in heard[4] and "'kv_pages'" in heard[4]
+        assert "store_bytes" not in heard[4], "that alone is not known"
+        assert heard[5:] == ["kept"]
         assert client.stats().children["store"] != process.pid
 
 
@@ -237,7 +249,7 @@ def test_a_service_that_keeps_dying_is_not_started_for_ever(victim: Server, tmp_
 
 def test_no_service_outlives_its_host(terminal: Terminal, tmp_path: Path) -> None:
     fetch = write_raw(tmp_path, "fetch.py", FETCH)
-    with terminal.server() as server:
+    with terminal.server(*SCRIPTED) as server:
         with server.client() as client:
             store(client, tmp_path, "get:k")
             said(client.launch(fetch, ["http://127.0.0.1/"]))
@@ -294,6 +306,39 @@ def test_the_egress_quota_is_the_familys(client: Client, tmp_path: Path, site: s
     codes, left = said(run)
     assert codes == str([0, 0, 0, OVER_QUOTA, OVER_QUOTA, OVER_QUOTA])
     assert left == "0"
+
+
+def test_what_a_child_used_counts_though_it_died_at_once(
+    victim: Server, tmp_path: Path, site: str
+) -> None:
+    """The broker says so when the host knows already that the child is gone."""
+    source = """
+        url = f"http://{sys.argv[1]}/0"
+        if len(sys.argv) > 2:
+            post(HTTP_POST, 1, url, b"", {}, True)
+            post(HTTP_WRITE, 1, bytes(30000), True)
+            sys.exit(0)
+        ask(HTTP_GET, 1, url)
+        say("ready")
+        ask(RECEIVE)
+        ask(SPAWN, 1, "", [sys.argv[1], "child"])
+        ask(WAIT_CHILD, 1)
+        say("dead")
+        while ask(QUOTA)["egress_bytes"] != 100000 - 30000:
+            time.sleep(0.01)
+    """
+    program = write_raw(tmp_path, "brief.py", source)
+    with victim.client() as client, contextlib.ExitStack() as until_dead:
+        run = client.launch(program, [site], {"egress_bytes": "100000"}, egress=[site])
+        for event in run.events():
+            match getattr(event, "data", None):
+                case b"ready":
+                    until_dead.enter_context(debugged(client.stats().children["egress"]))
+                    run.send(b"go on")
+                case b"dead":
+                    until_dead.close()
+                    break
+        assert run.result(DEADLINE).code == 0
 
 
 def test_a_killed_broker_works_again(victim: Server, tmp_path: Path, site: str) -> None:

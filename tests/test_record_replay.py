@@ -15,15 +15,14 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
-from inferlet import abi
-from msgspec import structs
 
 from piehost.host.errors import HostError
 from piehost.host.recording import Recorder, Recording, RunEvent
 from piehost.wire import client as wire
-from piehost.wire.recording import ENTRY, ENTRY_BIN, FromInferlet, ToInferlet, Written
+from piehost.wire.recording import FromInferlet, ToInferlet, Written
 from piehost.wire.stats import SeatStats
 
+from . import record_harness
 from .host_harness import (
     DEADLINE,
     WAIT,
@@ -31,32 +30,20 @@ from .host_harness import (
     Terminal,
     all_gone,
     compile_c,
+    debugged,
     eventually,
     family,
     new_terminal,
     write_program,
 )
 from .raw_inferlet import write_raw
+from .record_harness import COUNT, record, replay
+
+terminal = record_harness.terminal  # the fixture
 
 ROOT = Path(__file__).resolve().parent.parent
 INFERLETS = ROOT / "inferlets"
 PROMPT = ("--prompt", "The capital of France is", "--max-tokens", "12")
-COUNT = """
-    import sys
-    import time
-
-    from inferlet import Model, flush, inferlet, send
-
-    @inferlet
-    def main(model: Model, count: int = 3, code: int = 0, clock: bool = False, nap: int = 0):
-        for number in range(count):
-            send(f"{len(model.tokenize('one ' * (number + 1)).result())};")
-        if clock:
-            send(str(time.time()))
-        flush()
-        time.sleep(nap)
-        sys.exit(code)
-"""
 PROBABILITIES = """
     from inferlet import Model, inferlet
 
@@ -87,25 +74,6 @@ MASKED = """
     post(17, 1, [1, 0, 1], [], [1, 0, 1], [1, 1, 1])
     say(ask(19, 1, [1, 1], 1, 0.0, 0, 1.0, 0.0, None, [], False, at))
 """
-
-
-@pytest.fixture
-def terminal(server: Server) -> Terminal:
-    """One with a server to record on."""
-    return server.terminal
-
-
-def record(terminal: Terminal, path: Path, program: Path, *args: str, stdin: bytes = b"") -> bytes:
-    """What the recorded run printed on stdout."""
-    return terminal.run(
-        "launch", "--record", path, program, "--", *args, stdin=stdin, check=0
-    ).stdout
-
-
-def replay(
-    terminal: Terminal, path: Path, program: Path, *args: str, code: int = 0
-) -> subprocess.CompletedProcess[bytes]:
-    return terminal.run("replay", "--verbose", path, program, "--", *args, check=code)
 
 
 # --- the same again -----------------------------------------------------------------------------
@@ -540,15 +508,12 @@ def test_a_flood_is_held_up_and_others_are_served(server: Server, tmp_path: Path
     """
     path, program = tmp_path / "run.pie", write_program(tmp_path, "flood.py", source)
     honest = write_program(tmp_path, "count.py", COUNT)
-    controller = psutil.Process(server.child("controller"))
+    controller = server.child("controller")
     with server.client() as client:
         run = client.launch(program, record=path)
         assert eventually(lambda: path.exists() and path.stat().st_size > 1 << 20)
-        controller.suspend()
-        try:
+        with debugged(controller):
             assert eventually(lambda: _rests(path)), "nobody takes it, so it cannot go on"
-        finally:
-            controller.resume()
         for _ in range(3):
             assert client.launch(honest).result(DEADLINE).code == 0
         run.cancel()
@@ -603,7 +568,7 @@ def test_the_file_is_private_and_never_replaces_another(terminal: Terminal, tmp_
 def test_a_launch_that_is_refused_leaves_no_file(terminal: Terminal, tmp_path: Path) -> None:
     program = write_program(tmp_path, "count.py", COUNT)
     arguments = ("--record", tmp_path / "run.pie", program)
-    terminal.run("launch", "--quota", "memory=16MiB", *arguments, check=126)
+    terminal.run("launch", "--quota", "address_space=16MiB", *arguments, check=126)
     assert not (tmp_path / "run.pie").exists()
 
 
@@ -661,65 +626,3 @@ def test_a_disk_that_is_full_at_the_end_is_told_too(server: Server, tmp_path: Pa
             host.rlimit(resource.RLIMIT_FSIZE, limit)
     assert result.reason is not None and result.reason.code == "recording"
     assert result.code != 0
-
-
-@pytest.fixture(scope="module")
-def short(server: Server, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The octets of a recording."""
-    folder = tmp_path_factory.mktemp("short")
-    program = write_program(folder, "count.py", COUNT)
-    record(server.terminal, folder / "run.pie", program)
-    return (folder / "run.pie").read_bytes()
-
-
-def test_a_recording_cut_off_anywhere_is_refused(short: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "cut.pie"
-    for size in (*range(40), *range(len(short) - 200, len(short))):
-        path.write_bytes(short[:size])
-        with pytest.raises(HostError, match="cut off"):
-            Recording(str(path))
-
-
-def test_a_damaged_recording_is_refused_whatever_is_wrong(short: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "damaged.pie"
-    for at in (*range(400), *range(400, len(short), 97), *range(len(short) - 150, len(short))):
-        for flip in (0x01, 0x80):
-            path.write_bytes(short[:at] + bytes((short[at] ^ flip,)) + short[at + 1 :])
-            with pytest.raises(HostError) as error:
-                Recording(str(path))
-            assert error.value.reason.code == "bad_recording" and error.value.reason.hint
-    path.write_bytes(short + b"x")
-    with pytest.raises(HostError, match="damaged"):
-        Recording(str(path))
-
-
-def test_errors_of_the_file_are_told(terminal: Terminal, short: bytes, tmp_path: Path) -> None:
-    program = write_program(tmp_path, "count.py", COUNT)
-    path = tmp_path / "run.pie"
-    done = terminal.run("replay", path, program, check=2)
-    assert b"does not exist" in done.stderr
-    path.write_bytes(short[: len(short) // 2])
-    assert b"is cut off" in replay(terminal, path, program, code=125).stderr
-    path.write_bytes(b"hello, world, this is no recording")
-    assert b"is no recording" in replay(terminal, path, program, code=125).stderr
-    path.write_bytes(short)
-    assert b"no program" in replay(terminal, path, tmp_path / "gone.py", code=127).stderr
-    done = terminal.run("replay", "--quota", "kv_pages=3", path, program, check=126)
-    assert b"cannot be chosen" in done.stderr
-
-
-def test_a_recording_of_a_later_version_says_so(short: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "run.pie"
-    path.write_bytes(short)
-    whole = Recording(str(path))
-    fields = msgspec.to_builtins(whole.head)
-    fields[1:] = [2, {"not": "what it was"}]
-    body = msgspec.msgpack.encode(fields)
-    path.write_bytes(ENTRY.pack(ENTRY_BIN, len(body)) + body)
-    with pytest.raises(HostError, match="later piehost"):
-        Recording(str(path))
-    startup = structs.replace(whole.head.startup, abi=abi.ABI_VERSION + 1)
-    body = msgspec.msgpack.encode(structs.replace(whole.head, startup=startup))
-    path.write_bytes(ENTRY.pack(ENTRY_BIN, len(body)) + body)
-    with pytest.raises(HostError, match="under ABI 2"):
-        Recording(str(path))

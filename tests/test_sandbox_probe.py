@@ -6,30 +6,25 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from .plain_user import under
+from .sandbox_harness import without
+
+root_only = pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 PROGRAM = """
 import msgspec, sys
 from piehost.host.sandbox.probe import probe
 sys.stdout.buffer.write(msgspec.json.encode(probe()))
 """
-# In a process where these calls do not exist, for it and all it starts.
-WITHOUT = """
-import ctypes
-from piehost.host.sandbox import bpf, kernel, policy
-kernel.set_no_new_privs()
-leaves = {policy.syscalls()[name]: [bpf._Op(bpf._RET, bpf.ENOSYS)] for name in NAMES}
-code = bpf._assemble(leaves, unknown=bpf.ALLOW, foreign=bpf.ALLOW).code
-program = kernel.SeccompProgram(code)
-assert ctypes.CDLL(None).syscall(317, 1, 0, ctypes.c_void_p(program.address)) == 0
-"""
 
 
-def probe(first: str = "", under: list[str] | None = None) -> dict[str, dict[str, Any]]:
-    """The checks by name, from a process of its own."""
-    command = [*(under or []), sys.executable, "-P", "-c", first + PROGRAM]
+def probe(first: str = "", become: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """The checks by name, from a process of its own, run by `become`."""
+    command = [*become, sys.executable, "-P", "-c", first + PROGRAM]
     result = subprocess.run(command, capture_output=True, timeout=90)
     assert result.returncode == 0, result.stderr.decode()
     return {check["name"]: check for check in json.loads(result.stdout)}
@@ -43,24 +38,56 @@ def test_every_control_is_proved_here() -> None:
     )
     expected = {"seccomp", "landlock", "no_new_privs", "W^X", "network", "memfd", "pidfd", "fork"}
     expected |= {"exec (native)", "exec (Python)", "siblings: memory", "siblings: signals"}
-    expected |= {"rlimit: memory", "rlimit: descriptors", "rlimit: core", "rlimit: file size"}
+    expected |= {"identity", "mounts", "capabilities", "rlimit: threads", "rlimit: memory"}
+    expected |= {"rlimit: descriptors", "rlimit: core", "rlimit: file size"}
     assert expected <= checks.keys()
     assert checks["seccomp"]["got"] == "killed: ptrace"
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@root_only
 def test_it_runs_as_a_plain_user_too() -> None:
-    """Without any privilege but to pass closed folders, in one of which this Python may lie."""
-    become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    become += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search"]
-    checks = probe(under=become)
+    checks = probe(become=under("plain"))
     assert {name: check["got"] for name, check in checks.items() if not check["ok"]} == {}
+    assert "namespace" in checks["identity"]["got"]
+
+
+# root as containers have it: in Docker by default, where namespaces may be made, and with nothing
+CAPABILITIES = {
+    "docker": ["kill", "setgid", "setuid", "dac_override", "chown", "sys_chroot"],
+    "namespaces": ["kill", "setgid", "setuid", "dac_override", "setfcap"],
+    "nothing": [],
+}
+NAMESPACES = ("unshare", "setns", "mount", "pivot_root")
+
+
+@root_only
+@pytest.mark.parametrize("container", CAPABILITIES)
+def test_it_runs_as_root_of_a_container(container: str) -> None:
+    kept = ",".join(f"+{name}" for name in CAPABILITIES[container])
+    become = ["setpriv", f"--bounding-set=-all{kept and ','}{kept}", "--inh-caps=-all"]
+    checks = probe("" if container == "namespaces" else without(*NAMESPACES), become)
+    missing = {name for name, check in checks.items() if not check["ok"]}
+    assert (
+        missing
+        == {
+            "docker": {"mounts"},
+            "namespaces": set(),
+            "nothing": {"mounts", "identity", "rlimit: threads"},
+        }[container]
+    )
+    assert all(checks[name]["cost"] and checks[name]["hint"] for name in missing)
+    assert not checks["mounts"]["required"] and checks["identity"]["required"]
+
+
+def test_a_machine_without_namespaces_has_no_mounts() -> None:
+    checks = probe(without("mount"))
+    assert checks["mounts"]["got"] == "done" and "Linux 5.12" in checks["mounts"]["hint"]
 
 
 @pytest.mark.parametrize("missing", ["landlock", "seccomp"])
 def test_a_missing_control_is_found(missing: str) -> None:
     call = {"landlock": "landlock_create_ruleset", "seccomp": "seccomp"}[missing]
-    checks = probe(f"NAMES = {[call]}" + WITHOUT)
+    checks = probe(without(call))
     assert not checks[missing]["ok"] and "no " + missing in checks[missing]["got"]
     assert missing in checks[missing]["hint"] or "kernel" in checks[missing]["hint"]
     if missing == "seccomp":

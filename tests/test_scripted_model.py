@@ -28,8 +28,8 @@ from piehost.wire.step import LATE_STEPS, MAX_SAMPLES, LoadFailed, Ready, Step
 
 from .backend_process import BackendProcess
 from .host_harness import Terminal, write_program
+from .naive_sampling import naive, params, rows
 from .step_driver import StepDriver, i32
-from .test_backend_sampling import naive, params, rows
 from .toy_device import ToyDevice
 
 FOLDER = Path(__file__).resolve().parent.parent / "gpu_backend" / "default_model"

@@ -139,6 +139,8 @@ class ToyDevice:
         # slot -> (position, item); absent: unwritten
         self.slots: dict[int, tuple[int, int | bytes]] = {}
         self.hidden: set[int] = set()  # slots made invisible
+        # place in host memory -> of each slot of a page: what it holds, and whether it is invisible
+        self.places: dict[int, list[tuple[tuple[int, int | bytes] | None, bool]]] = {}
         self.rows: dict[int, Attended | bytes] = {}  # a forward's, or a vector from a ring
         self.rings_in: dict[int, bytearray] = {}
         self.rings_out: dict[int, bytearray] = {}
@@ -148,10 +150,11 @@ class ToyDevice:
     def run(self, step: Step) -> StepDone:
         self.steps.append(step)
         for page in ints(step.clear_pages):
-            for slot in range(page * self.page_size, (page + 1) * self.page_size):
+            for slot in self._of(page):
                 self._clear(slot)
         for slot in ints(step.clear_slots):
             self._clear(slot)
+        self._swap(step)
         copies = list(zip(ints(step.copy_source), ints(step.copy_target), strict=True))
         held = [(self.slots.get(a), a in self.hidden) for a, _ in copies]
         for (_, target), (value, invisible) in zip(copies, held, strict=True):
@@ -165,6 +168,9 @@ class ToyDevice:
         refused = self._vectors_in(step)
         self._forward(step)
         tokens, logprobs = self._sample(step)
+        for page in ints(step.swap_out_pages):  # whoever looks for it there later finds nothing
+            for slot in self._of(page):
+                self._clear(slot)
         return StepDone(
             step.step,
             tokens.tobytes(),
@@ -173,6 +179,23 @@ class ToyDevice:
             refused=refused,
             embeds=self._vectors_out(step),
         )
+
+    def _swap(self, step: Step) -> None:
+        out = zip(ints(step.swap_out_pages), ints(step.swap_out_places), strict=True)
+        for page, place in out:
+            self.places[place] = [(self.slots.get(s), s in self.hidden) for s in self._of(page)]
+        back = zip(ints(step.swap_in_places), ints(step.swap_in_pages), strict=True)
+        for place, page in back:
+            held = self.places.pop(place)
+            for slot, (value, invisible) in zip(self._of(page), held, strict=True):
+                self._clear(slot)
+                if value is not None:
+                    self.slots[slot] = value
+                if invisible:
+                    self.hidden.add(slot)
+
+    def _of(self, page: int) -> range:
+        return range(page * self.page_size, (page + 1) * self.page_size)
 
     def vector_of(self, row: int) -> bytes:
         held = self.rows[row]

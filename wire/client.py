@@ -14,6 +14,7 @@ from msgspec import Struct
 from .stats import ControllerStats, SeatStats
 
 # Exit codes of `piehost launch` beside the inferlet's own and 128 + signal.
+EXIT_USAGE: Final = 2  # of the command line, as for every verb
 EXIT_HOST: Final = 125  # piehost itself failed
 EXIT_REFUSED: Final = 126  # the program cannot run here
 EXIT_NOT_FOUND: Final = 127
@@ -108,7 +109,27 @@ class Stop(Struct, array_like=True, tag="stop"):
 
 
 class List(Struct, array_like=True, tag="list"):
+    """Answered with `Listing`."""
+
     request: int
+    ended: bool = False  # also the last ones that ended
+
+
+class Inspect(Struct, array_like=True, tag="inspect"):
+    """All about the inferlet with this id, which may be one of the last that ended. Answered with
+    `Inspected`, or `Failed`."""
+
+    request: int
+    id: str
+
+
+class SetQuota(Struct, array_like=True, tag="set_quota"):
+    """The operator changes quotas of the running inferlet `id`, all or none: `key=value` as of
+    --quota. Answered with `QuotaIsSet`, or `Failed`."""
+
+    request: int
+    id: str
+    quotas: dict[str, str]
 
 
 class Models(Struct, array_like=True, tag="models"):
@@ -187,11 +208,68 @@ class InferletInfo(Struct, kw_only=True):
     user: str = ""
     job: str = ""
     parent: str = ""  # the id of the inferlet that spawned it; empty if a client launched it
+    name: str = ""  # of the program, which the id begins with
+    cpu_seconds: float = 0.0  # user and system time of the process
+    memory_bytes: int = 0  # resident
+    reason: Reason | None = None  # why it is being ended
+
+
+class EndedInfo(Struct, kw_only=True):
+    """An inferlet that has ended."""
+
+    id: str
+    program: str
+    code: int  # as of `Ended`
+    reason: Reason | None
+    at: float  # Unix time
+    seconds: float  # from launch to end
+    stats: SeatStats
+    usage: Usage | None
+    user: str = ""
+    job: str = ""
+    parent: str = ""
+
+
+class QuotaUse(Struct, kw_only=True):
+    cap: int | None  # None: there is none
+    used: float | None  # None: not measured, or nothing that is used up
+    source: str  # where the cap is given, such as "default", "inferlet.toml" or "quota set"
+
+
+class Details(Struct, kw_only=True):
+    """What `Listing` has not of a running inferlet."""
+
+    quotas: dict[str, QuotaUse]  # by key
+    controls: list[str]  # of the sandbox, in force
+    waived: list[str]  # by --allow-degraded: in force only if this machine has them
+    egress: list[str]  # grants
+    children: list[str]  # ids
+    profile: str
 
 
 class Listing(Struct, array_like=True, tag="listing"):
+    """`ended` is in the order of their ends, the last at the end."""
+
     request: int
     inferlets: list[InferletInfo]
+    ended: list[EndedInfo] = []
+
+
+class Inspected(Struct, array_like=True, tag="inspected"):
+    """`info` and `details` if it runs, else `ended`."""
+
+    request: int
+    info: InferletInfo | None
+    details: Details | None
+    ended: EndedInfo | None
+
+
+class QuotaIsSet(Struct, array_like=True, tag="quota_is_set"):
+    """`before` and `after` are what was changed, by key."""
+
+    request: int
+    before: dict[str, int | None]
+    after: dict[str, int | None]
 
 
 class Stopped(Struct, array_like=True, tag="stopped"):
@@ -232,6 +310,8 @@ ClientToHost: TypeAlias = (
     | Ack
     | Stop
     | List
+    | Inspect
+    | SetQuota
     | Models
     | AskStats
     | Shutdown
@@ -245,6 +325,8 @@ HostToClient: TypeAlias = (
     | Ended
     | Failed
     | Listing
+    | Inspected
+    | QuotaIsSet
     | Stopped
     | ModelList
     | HostStats

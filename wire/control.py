@@ -21,9 +21,20 @@ class Configure(Struct, array_like=True, tag="configure"):
     rows: int
     scratch_slots: int
     policy: str = "work-conserving"  # or "eager"
-    chunk_tokens: int = 256  # inputs of prefill a step takes beside the decodes
+    chunk_tokens: int = 256  # inputs of prompts that a step takes
     # for the chat template: "bos_token" and so on, as the tokenizer names and spells them
     special_tokens: dict[str, str] = {}
+    swap_pages: int = 0  # of host memory; 0: when pages run out, inferlets are ended
+    step_tokens: int = 512  # inputs that it takes in all
+
+
+class Rates(Struct, kw_only=True, frozen=True):
+    """What an inferlet gets of the accelerator over time. Passing a rate slows it, no more."""
+
+    tokens_per_second: int | None = None  # inputs of forward passes; None: as many as there is room
+    commands_per_second: int | None = None
+    share: int = 100  # its user's weight against other users', see docs/architecture.md
+    priority: int = 0  # against the same user's other inferlets: higher goes first
 
 
 class Admit(Struct, array_like=True, tag="admit"):
@@ -37,6 +48,15 @@ class Admit(Struct, array_like=True, tag="admit"):
     job: str = ""
     parent: int = 0  # the seat that spawned it; 0: a client launched it
     child: int = 0  # the number of the `Spawn` that it was started for
+    rates: Rates = Rates()
+
+
+class SetLimits(Struct, array_like=True, tag="set_limits"):
+    """The operator changes what a running inferlet may use. What it holds beyond it stays."""
+
+    seat: int
+    limits: Limits
+    rates: Rates
 
 
 class ChildEnded(Struct, array_like=True, tag="child_ended"):
@@ -77,6 +97,7 @@ class CloseInput(Struct, array_like=True, tag="close_input"):
 
 class AskStats(Struct, array_like=True, tag="ask_stats"):
     request: int
+    seat: int = 0  # tell of this one alone, and what it holds; 0: of all
 
 
 class Released(Struct, array_like=True, tag="released"):
@@ -122,6 +143,7 @@ class Stats(Struct, array_like=True, tag="stats"):
     request: int
     total: ControllerStats
     seats: dict[int, SeatStats]
+    held: dict[str, float] = {}  # what the seat asked for holds, by key of its quota
 
 
 class BackendLost(Struct, array_like=True, tag="backend_lost"):
@@ -129,6 +151,6 @@ class BackendLost(Struct, array_like=True, tag="backend_lost"):
 
 
 HostToController: TypeAlias = (
-    Configure | Admit | ChildEnded | Reply | Release | Deliver | CloseInput | AskStats
+    Configure | Admit | SetLimits | ChildEnded | Reply | Release | Deliver | CloseInput | AskStats
 )
 ControllerToHost: TypeAlias = Released | Sent | Taken | Ask | End | Stats | BackendLost

@@ -19,6 +19,8 @@ class Rlimits(Struct, kw_only=True):
     file_size: int
     cpu_seconds: int | None = None
     stack: int = 8 << 20
+    # processes and threads; counts for the inferlet alone if it has its own uid or user namespace
+    threads: int | None = None
 
 
 class Spawn(Struct, array_like=True, tag="spawn"):
@@ -41,6 +43,7 @@ class Spawned(Struct, array_like=True, tag="spawned"):
 
     seat: int
     pid: int
+    sees_all: bool = False  # the names of all files: it has no mount namespace of its grants
 
 
 class SpawnFailed(Struct, array_like=True, tag="spawn_failed"):

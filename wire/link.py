@@ -1,7 +1,8 @@
 """A message link over an inherited stream socketpair, with file descriptors where needed.
 
 On the wire: u32 body length, u8 number of descriptors, body (msgpack). End-of-file is `LinkClosed`:
-that is how a process learns of its peer's death.
+that is how a process learns of its peer's death. Whoever receives also answers pings, which have no
+body: that is how it learns of a peer that lives and does nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ T = TypeVar("T")
 _HEAD = struct.Struct("<IB")
 _MAX_FDS = 16
 _CHUNK = 1 << 18
+_PING, _PONG = 0, 1  # in the place of the number of descriptors
 
 
 class LinkClosed(Exception):
@@ -36,6 +38,8 @@ class Link(Generic[T]):
         self._in = bytearray()
         self._fds: deque[int] = deque()
         self._out: deque[tuple[memoryview, list[int]]] = deque()
+        self.pinged = False  # and the peer has not answered yet
+        self.heard = False  # something has come, if only the answer to a ping
         with contextlib.suppress(OSError):  # larger buffers keep a step in one write
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 21)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 21)
@@ -52,11 +56,19 @@ class Link(Generic[T]):
     def send(self, message: msgspec.Struct, fds: list[int] | None = None) -> None:
         """Sends or queues `message`; `fds` are duplicated at once, so the caller may close its own.
 
-        LinkClosed if the peer is gone.
+        LinkClosed if the peer is gone; OSError, with nothing sent, if this process has too many
+        descriptors open.
         """
-        fds = [os.dup(fd) for fd in fds] if fds else []
         body = self._encoder.encode(message)
-        self._out.append((memoryview(_HEAD.pack(len(body), len(fds)) + body), fds))
+        copies = _duplicates(fds or [])
+        self._out.append((memoryview(_HEAD.pack(len(body), len(copies)) + body), copies))
+        self.flush()
+
+    def ping(self) -> None:
+        """Asks for an answer, which resets `pinged` as soon as the peer and then we receive.
+        LinkClosed if the peer is gone."""
+        self.pinged = True
+        self._out.append((memoryview(_HEAD.pack(0, _PING)), []))
         self.flush()
 
     @property
@@ -111,6 +123,11 @@ class Link(Generic[T]):
         at = 0
         while len(self._in) - at >= _HEAD.size:
             size, count = _HEAD.unpack_from(self._in, at)
+            self.heard = True
+            if not size:
+                self._pinged(count)
+                at += _HEAD.size
+                continue
             end = at + _HEAD.size + size
             if len(self._in) < end:
                 break
@@ -123,7 +140,32 @@ class Link(Generic[T]):
             del self._in[:at]
         return got
 
+    def _pinged(self, what: int) -> None:
+        if what == _PONG:
+            self.pinged = False
+            return
+        self._out.append((memoryview(_HEAD.pack(0, _PONG)), []))
+        with contextlib.suppress(LinkClosed):  # reading reports it
+            self.flush()
+
     def close(self) -> None:
+        """What was queued and not sent is dropped."""
         self.sock.close()
+        for _, fds in self._out:
+            self._fds.extend(fds)
+        self._out.clear()
         while self._fds:
             os.close(self._fds.popleft())
+
+
+def _duplicates(fds: list[int]) -> list[int]:
+    """All of them or, with an OSError, none."""
+    copies: list[int] = []
+    try:
+        for fd in fds:
+            copies.append(os.dup(fd))
+    except OSError:
+        for fd in copies:
+            os.close(fd)
+        raise
+    return copies

@@ -109,7 +109,8 @@ class ServiceAsk(Struct, array_like=True, tag="ask"):
 
 
 class Gone(Struct, array_like=True, tag="gone"):
-    """The seat is released: its streams are closed, what it asked is not answered any more."""
+    """The seat is released: its streams are closed, what it asked is not answered any more. The
+    process sends it back behind the last that it says of the seat."""
 
     seat: int
 
@@ -129,4 +130,4 @@ class EgressUsed(Struct, array_like=True, tag="egress_used"):
 
 
 HostToService: TypeAlias = Grant | ServiceAsk | Gone
-ServiceToHost: TypeAlias = ServiceReply | EgressUsed
+ServiceToHost: TypeAlias = ServiceReply | EgressUsed | Gone

@@ -23,6 +23,9 @@ class SeatStats(Struct, kw_only=True):
     kv_pages: int = 0  # gauge
     embeds: int = 0  # gauge
     queued: int = 0  # gauge
+    swapped_pages: int = 0  # gauge: of its KV pages, those in host memory
+    slowed_seconds: float = 0.0  # held up by its rates
+    waits_for: str = ""  # gauge: what holds it up now, such as "rate" or "pages"; empty: nothing
 
 
 class ControllerStats(Struct, kw_only=True):
@@ -39,3 +42,7 @@ class ControllerStats(Struct, kw_only=True):
     tokens_in: int = 0
     tokens_out: int = 0
     backend_seconds: float = 0.0
+    swap_free: int = 0  # gauge: pages of host memory that hold none of the KV pool's
+    swap_total: int = 0
+    swapped_out: int = 0  # pages moved to host memory
+    swapped_in: int = 0  # and back

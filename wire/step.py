@@ -4,8 +4,8 @@ Arrays travel as little-endian bytes of the stated dtype and shape. T inputs, P 
 segments, M hidden rows kept, K samples. A *slot* is `page * page_size + offset`; a *row* is an
 entry of the hidden-state pool; a *segment* is one forward call's share of the step.
 
-A step runs in this order: clear pages, clear slots, copy, hide, show, vectors in, forward, sample
-and dists, vectors out.
+A step runs in this order: clear pages, clear slots, swap out, swap in, copy, hide, show, vectors
+in, forward, sample and dists, vectors out. A *place* is a page's worth of host memory.
 """
 
 from __future__ import annotations
@@ -76,6 +76,11 @@ class Step(Struct, array_like=True, tag="step"):
     penalties: list[tuple[int, float, float, float, int, int]] = []
     history: bytes = b""  # i32[sum of all tokens] token id, or ~late token; prompts first
     logprobs: bytes = b""  # i32[*] index of samples whose log-probability is wanted
+    # pages to host memory and back: K, V, positions and visible bits of all slots
+    swap_out_pages: bytes = b""  # i32[O]
+    swap_out_places: bytes = b""  # i32[O]
+    swap_in_places: bytes = b""  # i32[I]
+    swap_in_pages: bytes = b""  # i32[I]
 
 
 class StepDone(Struct, array_like=True, tag="done"):
@@ -107,6 +112,7 @@ class Ready(Struct, array_like=True, tag="ready"):
     engine: str
     load_seconds: float
     special_tokens: dict[str, str] = {}  # for the chat template; see control.Configure
+    swap_pages: int = 0  # places in host memory
 
 
 class LoadFailed(Struct, array_like=True, tag="failed"):

@@ -107,6 +107,25 @@ static int fail(int code, const char *hint, const char *format, ...)
     return code;
 }
 
+/* An error that is told again, after other calls. */
+struct error {
+    int code; /* 0: none */
+    char message[sizeof pie.message], hint[sizeof pie.hint];
+};
+
+static struct error last_error(void)
+{
+    struct error e = {.code = pie.error.code};
+    snprintf(e.message, sizeof e.message, "%s", pie_error().message);
+    snprintf(e.hint, sizeof e.hint, "%s", pie_error().hint);
+    return e;
+}
+
+static int tell(const struct error *e)
+{
+    return fail(e->code, e->hint, "%s", e->message);
+}
+
 static int no_memory(void)
 {
     return fail(PIE_OUT_OF_MEMORY, "raise the memory quota", "malloc failed in this process");
@@ -2193,13 +2212,14 @@ struct generation {
     char *text; /* all of it; octets from `given` on may be the beginning of a stop string */
     size_t length, capacity, given;
     double started, first, last; /* seconds: the start, the first token, the latest one */
+    uint32_t *allowed; /* what of a sampler's distribution the constraint allows */
     pie_future waiting[2 * CHAIN_STEPS]; /* answers of queued steps, a ring */
 };
 
 struct pie_context {
     pie_context *next; /* in pie.contexts */
     uint32_t model;
-    pie_queue queue;
+    pie_queue queue; /* id 0: an error ended the last one, and the next call opens another */
     pie_emb hidden;  /* one embed: the input of a step, then its hidden state */
     bool ready;      /* it is that of the last token, computed with what is to be seen now */
     pie_token token; /* the last one sampled, bound again by every step */
@@ -2216,8 +2236,7 @@ struct pie_context {
     struct ranges hidden_tokens, evicted; /* left out of `reads`; those of them for good */
     uint32_t sink, recent;                /* the window; recent 0: none */
     struct generation run;
-    int failed; /* the code of the first error of the queue, or 0, and what it said */
-    char why[256], hint[128];
+    struct error failed; /* of the queue, that no call has told of */
 };
 
 /* Room for `count` items of `size` octets. NULL, and `array` as it was, if there is none. */
@@ -2254,16 +2273,16 @@ static int add_range(struct ranges *r, uint32_t begin, uint32_t end)
     return PIE_OK;
 }
 
+/* Nothing to allocate, so that it cannot fail, where `end` is behind them all. */
 static int remove_range(struct ranges *r, uint32_t begin, uint32_t end)
 {
-    struct range *at = grown(r->at, &r->capacity, r->count + 1, sizeof *at);
     uint32_t kept = 0;
-    if (!at)
-        return pie.error.code;
-    r->at = at;
     for (uint32_t i = 0; i < r->count; i++) {
-        struct range old = at[i];
+        struct range *at = r->at, old = at[i];
         if (old.begin < begin && old.end > end) { /* it falls in two; the others are apart */
+            if (!(at = grown(at, &r->capacity, r->count + 1, sizeof *at)))
+                return pie.error.code;
+            r->at = at;
             memmove(at + i + 2, at + i + 1, (r->count++ - i - 1) * sizeof *at);
             at[i].end = begin;
             at[i + 1] = (struct range){end, old.end};
@@ -2305,24 +2324,57 @@ static int copy_ranges(struct ranges *to, const struct ranges *from)
     return PIE_OK;
 }
 
-/* Remembers the first error: what the queue holds is not known any more. */
-static int context_failed(pie_context *c, int code)
-{
-    if (code && !c->failed) {
-        c->failed = code;
-        snprintf(c->why, sizeof c->why, "%s", pie_error().message);
-        snprintf(c->hint, sizeof c->hint, "%s", pie_error().hint);
-    }
-    return code;
-}
-
-static int context_check(const pie_context *c)
+/* Tells, once, of an error that no call has told of. */
+static int context_check(pie_context *c)
 {
     if (!c)
         return fail(PIE_BAD_HANDLE, "check the result of pie_context_create", "no context");
-    if (c->failed)
-        return fail(c->failed, c->hint, "%s", c->why);
-    return PIE_OK;
+    int code = c->failed.code ? tell(&c->failed) : PIE_OK;
+    c->failed.code = PIE_OK;
+    return code;
+}
+
+static int open_queue(pie_context *c)
+{
+    c->token = pie_new_token();
+    c->queue = pie_create_queue(c->model, NULL);
+    c->hidden = pie_alloc_emb(c->queue, 1, NULL);
+    if (c->hidden.id)
+        return PIE_OK;
+    c->queue = (pie_queue){0};
+    return pie.error.code;
+}
+
+static int slide(pie_context *c);
+
+static void forget_steps(struct generation *g)
+{
+    for (uint32_t i = g->answered; i < g->queued; i++)
+        pie_forget(g->waiting[i % (2 * CHAIN_STEPS)]); /* no harm to what was waited for */
+    g->queued = g->answered;
+}
+
+/* After an error of the queue: gives back all that lies on it, and ends a generation. The next call
+ * opens another queue, on which what is not evicted goes through the model again. Returns `code`,
+ * and leaves its words. */
+static int restart(pie_context *c, int code)
+{
+    struct generation *g = &c->run;
+    if (!code)
+        return PIE_OK;
+    struct error e = last_error();
+    if (c->queue.id)
+        pie_destroy_queue(c->queue, NULL);
+    c->queue = (pie_queue){0};
+    c->block_count = c->written = c->shared = c->inputs = 0;
+    c->ready = g->own_history = false;
+    forget_steps(g);
+    if (g->running) {
+        g->running = false;
+        g->finish = PIE_FINISH_CLOSED;
+        slide(c);
+    }
+    return tell(&e);
 }
 
 pie_context *pie_context_create(uint32_t model)
@@ -2338,10 +2390,7 @@ pie_context *pie_context_create(uint32_t model)
         return NULL;
     }
     c->model = model;
-    c->token = pie_new_token();
-    c->queue = pie_create_queue(model, NULL);
-    c->hidden = pie_alloc_emb(c->queue, 1, NULL);
-    if (!c->hidden.id) {
+    if (open_queue(c)) {
         free(c);
         return NULL;
     }
@@ -2352,10 +2401,10 @@ pie_context *pie_context_create(uint32_t model)
 
 static void free_generation(struct generation *g)
 {
-    for (uint32_t i = g->answered; i < g->queued; i++)
-        pie_forget(g->waiting[i % (2 * CHAIN_STEPS)]);
+    forget_steps(g);
     pie_stream_free(&g->stream);
     free(g->text);
+    free(g->allowed);
     *g = (struct generation){.finish = g->finish};
 }
 
@@ -2363,7 +2412,8 @@ void pie_context_destroy(pie_context *c)
 {
     if (!c)
         return;
-    pie_destroy_queue(c->queue, NULL); /* frees all that was made through it */
+    if (c->queue.id)
+        pie_destroy_queue(c->queue, NULL); /* frees all that was made through it */
     for (pie_context **at = &pie.contexts; *at; at = &(*at)->next)
         if (*at == c) {
             *at = c->next;
@@ -2573,6 +2623,15 @@ static int wait_for_queue(pie_queue queue)
     return code ? code : pie_wait(done, NULL);
 }
 
+/* Waits until all that is queued was carried out. */
+static int wait_for(pie_context *c)
+{
+    int code = restart(c, wait_for_queue(c->queue));
+    if (!code)
+        c->inputs = 0;
+    return code;
+}
+
 /* Inputs of the next forward of a fill, of `wanted`. Half of the embeds that other fills leave, so
  * that there is room for more; if that is little, those others are waited for. */
 static uint32_t fill_inputs(pie_context *c, uint32_t wanted)
@@ -2586,10 +2645,8 @@ static uint32_t fill_inputs(pie_context *c, uint32_t wanted)
         if (n >= wanted || n >= FEW_INPUTS || waited)
             return n < wanted ? n : wanted;
         for (pie_context *o = pie.contexts; o; o = o->next)
-            if (o != c && o->inputs && !o->failed) {
-                context_failed(o, wait_for_queue(o->queue));
-                o->inputs = 0;
-            }
+            if (o != c && o->inputs && wait_for(o))
+                o->failed = last_error(); /* the next call on it tells of that */
     }
 }
 
@@ -2607,16 +2664,26 @@ static uint32_t seen_together(const pie_context *c, uint32_t at, uint32_t most)
     return until < most ? until : most;
 }
 
-/* Queues what brings all tokens through the model, so that the last one's hidden state is there. */
-static int write_tokens(pie_context *c)
+/* Goes past the evicted tokens that `written` is at, but not past the last token, whose hidden state
+ * is asked for. Returns how far what is behind them can be written. */
+static uint32_t skip_evicted(pie_context *c)
 {
-    if (c->ready)
-        return PIE_OK;
-    if (c->written == c->length) /* the last one once more: its slot is written as it was */
-        c->written--;
-    int code = reserve(c, c->length, c->length);
-    while (c->written < c->length && !code) {
-        uint32_t n = seen_together(c, c->written, c->length - c->written);
+    for (uint32_t i = 0; i < c->evicted.count; i++) {
+        struct range r = c->evicted.at[i];
+        if (r.begin > c->written)
+            return r.begin;
+        if (r.end > c->written)
+            c->written = r.end < c->length ? r.end : c->length - 1;
+    }
+    return c->length;
+}
+
+/* Queues what brings the tokens from `written` to `end` through the model. */
+static int write_run(pie_context *c, uint32_t end)
+{
+    int code = reserve(c, end, end);
+    while (c->written < end && !code) {
+        uint32_t n = seen_together(c, c->written, end - c->written);
         n = fill_inputs(c, n);
         c->inputs = c->inputs > n ? c->inputs : n;
         pie_emb emb = pie_alloc_emb(c->queue, n, NULL);
@@ -2626,19 +2693,36 @@ static int write_tokens(pie_context *c)
         if (!code)
             code = pie_dealloc_emb(c->queue, emb, NULL);
     }
+    return code;
+}
+
+/* The same for all tokens, so that the last one's hidden state is there. */
+static int write_tokens(pie_context *c)
+{
+    int code = PIE_OK;
+    if (c->ready)
+        return PIE_OK;
+    if (c->written == c->length) /* the last one once more: its slot is written as it was */
+        c->written--;
+    while (c->written < c->length && !code)
+        code = write_run(c, skip_evicted(c));
     c->ready = !code;
-    return context_failed(c, code);
+    return restart(c, code);
 }
 
 /* -------------------------------------------------------------------------- context: tokens --- */
 
-static int end_generation(pie_context *c, pie_finish finish);
+static void end_generation(pie_context *c, pie_finish finish);
 
 /* What every call on a context begins with: it ends a generation that was left early. */
 static int settle(pie_context *c)
 {
     int code = context_check(c);
-    return code || !c->run.running ? code : end_generation(c, PIE_FINISH_CLOSED);
+    if (code)
+        return code;
+    if (c->run.running)
+        end_generation(c, PIE_FINISH_CLOSED);
+    return c->queue.id ? PIE_OK : open_queue(c);
 }
 
 static int push_tokens(pie_context *c, const pie_ref *tokens, uint32_t count)
@@ -2671,7 +2755,11 @@ int pie_context_fill_tokens(pie_context *c, const pie_ref *tokens, uint32_t coun
         return code;
     c->filled += count;
     c->ready = false;
-    return write_tokens(c);
+    if ((code = write_tokens(c))) {
+        c->length -= count;
+        c->filled -= count;
+    }
+    return code;
 }
 
 int pie_context_append(pie_context *c, pie_ref token)
@@ -2730,10 +2818,9 @@ int pie_context_trim(pie_context *c, uint32_t length)
     c->ready = false;
     uint32_t end = page_end(c, length);
     c->shared = c->shared < end ? c->shared : end;
-    if ((code = remove_range(&c->hidden_tokens, length, UINT32_MAX)) ||
-        (code = remove_range(&c->evicted, length, UINT32_MAX)))
-        return context_failed(c, code);
-    return context_failed(c, free_pages(c, end, UINT32_MAX));
+    remove_range(&c->hidden_tokens, length, UINT32_MAX);
+    remove_range(&c->evicted, length, UINT32_MAX);
+    return restart(c, free_pages(c, end, UINT32_MAX));
 }
 
 int pie_context_rewind(pie_context *c, uint32_t tokens)
@@ -2787,7 +2874,7 @@ static int evict(pie_context *c, uint32_t begin, uint32_t end)
     for (uint32_t i = 0; i < c->evicted.count; i++) { /* which may be more than it was before */
         struct range r = c->evicted.at[i];
         if (r.begin <= begin && r.end >= end)
-            return context_failed(c, free_pages(c, r.begin, r.end));
+            return free_pages(c, r.begin, r.end);
     }
     return PIE_OK;
 }
@@ -2798,7 +2885,7 @@ int pie_context_evict(pie_context *c, uint32_t begin, uint32_t end)
     if (code || begin == end)
         return code;
     c->ready = false;
-    return evict(c, begin, end);
+    return restart(c, evict(c, begin, end));
 }
 
 int pie_context_window(pie_context *c, uint32_t sink, uint32_t recent)
@@ -2818,6 +2905,13 @@ static struct range beyond_window(const pie_context *c, uint32_t slot)
     if (!c->recent || slot < c->recent || slot - c->recent <= c->sink)
         return none;
     return (struct range){c->sink, slot - c->recent};
+}
+
+/* Evicts what the latest token of a generation does not see because of the window. */
+static int slide(pie_context *c)
+{
+    struct range gone = beyond_window(c, c->length ? c->length - 1 : 0);
+    return gone.end && c->length > c->run.base ? evict(c, gone.begin, gone.end) : PIE_OK;
 }
 
 pie_context_stats pie_context_get_stats(const pie_context *c)
@@ -2872,9 +2966,9 @@ static int check_generation(const pie_context *c, const pie_generation *how)
         return fail(PIE_BAD_ARGUMENT, "choose another sampling.mask",
                     "a mask of %zu octets at %lu lies outside ring in, which has %zu", mask,
                     (unsigned long)s->mask, pie.ring_in_size);
-    if (how->constrain && (how->sampler || s->masked))
+    if (how->constrain && s->masked)
         return fail(PIE_BAD_ARGUMENT, "let one of them decide",
-                    "a constraint and a sampler, or a mask, for one generation");
+                    "a constraint and a mask for one generation");
     if (!how->sampler && s->k)
         return fail(PIE_BAD_ARGUMENT, "give a sampler, or call pie_sample",
                     "sampling.k is for a sampler");
@@ -2973,11 +3067,8 @@ static int queue_steps(pie_context *c)
         return PIE_OK; /* the next ones go out when half of the last is answered */
     if (g->how.constrain && ((code = constrain(c)) || g->complete))
         return code;
-    if (c->recent && g->answered) { /* what the confirmed tokens do not need any more */
-        struct range gone = beyond_window(c, c->length - 1);
-        if (gone.end && (code = evict(c, gone.begin, gone.end)))
-            return context_failed(c, code);
-    }
+    if ((code = slide(c)))
+        return restart(c, code);
     uint32_t inputs = g->queued ? steps : steps - 1;
     code = reserve(c, c->written + inputs, c->written + inputs + (left - steps));
     /* Answers of a full chain may wait for each other, but half of a shorter one may be fewer than
@@ -2997,7 +3088,7 @@ static int queue_steps(pie_context *c)
         else if (!code)
             code = pie_sample(c->queue, c->hidden, 0, c->token, &s, answer);
     }
-    return context_failed(c, code);
+    return restart(c, code);
 }
 
 /* Drops what is queued. Pages that nothing was written to may never have been made, as the cancel
@@ -3015,35 +3106,39 @@ static int cut(pie_context *c)
     return code == PIE_BAD_HANDLE ? PIE_OK : code;
 }
 
-/* Ends the generation behind the last token of the context. */
-static int end_generation(pie_context *c, pie_finish finish)
+/* Ends the generation behind the last token of the context. What goes wrong with steps that nobody
+ * waits for any more is no error: then the queue goes with them. */
+static void end_generation(pie_context *c, pie_finish finish)
 {
     struct generation *g = &c->run;
-    uint32_t kept = c->length - g->base;
+    uint32_t kept = c->length - g->base, waiting = g->queued - g->answered;
     /* The token before a stop token has gone through the model, and so has a prompt. */
     bool stopped = g->answered > kept;
     int code = PIE_OK;
-    g->running = false;
     g->finish = finish;
     c->written = kept && !stopped ? c->length - 1 : c->length;
     c->ready = !kept && g->queued <= 1;
-    uint32_t waiting = g->queued - g->answered;
     /* Not before the first step, or what fills the context would be dropped with the others. */
-    if (!c->failed && waiting && !g->answered)
+    if (waiting && !g->answered)
         code = pie_wait(g->waiting[0], NULL);
-    for (uint32_t i = g->answered; i < g->queued; i++)
-        pie_forget(g->waiting[i % (2 * CHAIN_STEPS)]); /* no harm to what was waited for */
-    if (!code && !c->failed && !stopped && waiting)
+    forget_steps(g);
+    if (!code && !stopped && waiting)
         code = cut(c);
-    g->queued = g->answered;
-    if (!code && !c->failed && c->recent && kept) {
-        struct range gone = beyond_window(c, c->length - 1);
-        if (gone.end)
-            code = evict(c, gone.begin, gone.end);
-    }
+    if (!code)
+        code = slide(c);
     if (!code && g->own_history)
         code = pie_dealloc_history(c->queue, g->how.sampling.history, NULL);
-    return context_failed(c, code);
+    g->running = false;
+    restart(c, code);
+}
+
+/* Ends it, if it is not yet, because of the last error, which is returned. */
+static int give_up(pie_context *c)
+{
+    struct error e = last_error();
+    if (c->run.running)
+        end_generation(c, PIE_FINISH_CLOSED);
+    return tell(&e);
 }
 
 int pie_context_start(pie_context *c, const pie_generation *how)
@@ -3076,12 +3171,10 @@ int pie_context_start(pie_context *c, const pie_generation *how)
     g->finish = PIE_GOING_ON;
     g->running = true;
     if (penalizes(&asked.sampling) && !asked.sampling.history.id)
-        code = context_failed(c, alloc_own_history(c));
+        code = restart(c, alloc_own_history(c));
     if (!code)
         code = queue_steps(c);
-    if (code)
-        end_generation(c, PIE_FINISH_CLOSED);
-    return code;
+    return code ? give_up(c) : PIE_OK;
 }
 
 static bool stops(const pie_sampling *sampling, pie_ref token)
@@ -3108,21 +3201,59 @@ static double log_of(double p)
     return 2 * sum + exponent * ln_2;
 }
 
-/* The token that the sampler takes, or PIE_NO_TOKEN, and its log-probability. */
-static int choose(const pie_context *c, uint32_t entries, pie_piece *piece)
+static bool allows(const pie_context *c, pie_ref token)
 {
-    const struct generation *g = &c->run;
-    pie_dist dist;
-    int code = pie_read_dist(g->how.sampling.offset, entries, &dist);
-    if (code)
+    const uint8_t *allowed = pie.ring_in + c->run.how.sampling.mask;
+    return token < (pie_ref)pie.models[c->model].vocab_size && allowed[token / 8] >> token % 8 & 1;
+}
+
+/* Leaves of `dist` what the constraint allows, with probabilities that add up to 1, in memory of the
+ * generation's own. */
+static int keep_allowed(pie_context *c, pie_dist *dist)
+{
+    uint32_t count = 0;
+    double sum = 0;
+    uint32_t *tokens = realloc(c->run.allowed, 8 * ((size_t)dist->count + 1));
+    if (!tokens)
+        return no_memory();
+    c->run.allowed = tokens;
+    float *probabilities = (float *)(tokens + dist->count);
+    for (uint32_t i = 0; i < dist->count; i++)
+        if (allows(c, dist->tokens[i])) {
+            tokens[count] = dist->tokens[i];
+            probabilities[count++] = dist->probabilities[i];
+            sum += (double)dist->probabilities[i];
+        }
+    if (!count)
+        return fail(PIE_BAD_MASK, "raise sampling.k, or use the constraint without the sampler",
+                    "the constraint allows none of the %lu most probable tokens, which are all "
+                    "that the sampler gets", (unsigned long)dist->count);
+    for (uint32_t i = 0; i < count; i++)
+        probabilities[i] = sum > 0 ? (float)((double)probabilities[i] / sum) : 1 / (float)count;
+    *dist = (pie_dist){tokens, probabilities, count};
+    return PIE_OK;
+}
+
+/* The token that the sampler takes, or PIE_NO_TOKEN, and its log-probability. */
+static int choose(pie_context *c, uint32_t entries, pie_piece *piece)
+{
+    const pie_generation *how = &c->run.how;
+    pie_dist whole, dist;
+    int code = pie_read_dist(how->sampling.offset, entries, &whole);
+    dist = whole;
+    if (code || (how->constrain && (code = keep_allowed(c, &dist))))
         return code;
-    piece->token = g->how.sampler(&dist, g->how.user);
+    piece->token = how->sampler(&dist, how->user);
     if (piece->token < PIE_NO_TOKEN || piece->token >= (pie_ref)pie.models[c->model].vocab_size)
         return fail(PIE_BAD_ARGUMENT, "return an id of the distribution, or PIE_NO_TOKEN to end",
                     "the sampler took %lld, which is no token", (long long)piece->token);
-    for (uint32_t i = 0; i < dist.count; i++)
-        if ((pie_ref)dist.tokens[i] == piece->token)
-            piece->logprob = log_of((double)dist.probabilities[i]);
+    if (how->constrain && piece->token != PIE_NO_TOKEN && !allows(c, piece->token))
+        return fail(PIE_BAD_ARGUMENT, "return an id of the distribution, or PIE_NO_TOKEN to end",
+                    "the sampler took %lld, which the constraint does not allow",
+                    (long long)piece->token);
+    for (uint32_t i = 0; i < whole.count; i++)
+        if ((pie_ref)whole.tokens[i] == piece->token)
+            piece->logprob = log_of((double)whole.probabilities[i]);
     return PIE_OK;
 }
 
@@ -3182,13 +3313,11 @@ static int finish(pie_context *c, pie_finish why, pie_piece *piece)
     struct generation *g = &c->run;
     size_t length;
     const char *rest = pie_stream_end(&g->stream, &length);
-    int code = push_text(g, rest, length);
-    if (!code) {
-        give_text(g, g->length, piece);
-        piece->finish = why;
-        code = end_generation(c, why);
-    }
-    return code;
+    if (push_text(g, rest, length))
+        return give_up(c);
+    give_text(g, g->length, piece);
+    end_generation(c, piece->finish = why);
+    return PIE_OK;
 }
 
 /* Appends the token of `piece` and gives out its text. */
@@ -3198,15 +3327,14 @@ static int take_token(pie_context *c, pie_piece *piece)
     size_t length;
     bool found;
     const char *text = pie_stream_push(&g->stream, piece->token, &length);
-    int code = push_text(g, text, length);
-    if (code || (code = push_tokens(c, &piece->token, 1)))
-        return context_failed(c, code);
+    if (push_text(g, text, length) || push_tokens(c, &piece->token, 1))
+        return give_up(c);
     c->generated++;
     size_t clear = clear_text(g, &found);
     bool ends = g->how.stop_when && g->how.stop_when(g->text, g->length, g->how.user);
     give_text(g, ends && !found ? g->length : clear, piece);
     if (found || ends)
-        return end_generation(c, piece->finish = PIE_FINISH_STOP);
+        end_generation(c, piece->finish = PIE_FINISH_STOP);
     return PIE_OK;
 }
 
@@ -3223,10 +3351,8 @@ int pie_context_next(pie_context *c, pie_piece *piece)
         return g->finish ? PIE_OK : fail(PIE_BAD_ARGUMENT, "call pie_context_start before",
                                          "no generation was started on this context");
     }
-    if ((code = queue_steps(c))) {
-        end_generation(c, PIE_FINISH_CLOSED);
-        return code;
-    }
+    if (queue_steps(c))
+        return give_up(c);
     if (g->complete || g->answered == g->count)
         return finish(c, g->complete ? PIE_FINISH_STOP : PIE_FINISH_LENGTH, piece);
     code = pie_wait(g->waiting[g->answered % (2 * CHAIN_STEPS)], &value);
@@ -3234,22 +3360,16 @@ int pie_context_next(pie_context *c, pie_piece *piece)
                   (!g->how.sampler && value.number >= pie.models[c->model].vocab_size)))
         code = fail(PIE_BACKEND, "report it",
                     "a step was dropped before any stop, or sampled what is no token");
-    g->answered++;
-    if (code) {
-        context_failed(c, code);
-        end_generation(c, PIE_FINISH_CLOSED);
-        return code;
-    }
+    if (code)
+        return restart(c, code);
     g->last = seconds_now();
-    if (g->answered == 1) {
+    if (++g->answered == 1) {
         g->first = g->last;
         c->inputs = 0; /* the prompt is through */
     }
     if (g->how.sampler) {
-        if ((code = choose(c, (uint32_t)value.number, piece))) {
-            end_generation(c, PIE_FINISH_CLOSED);
-            return code;
-        }
+        if (choose(c, (uint32_t)value.number, piece))
+            return give_up(c);
     } else {
         piece->token = value.number;
         piece->logprob = value.kind == PIE_SAMPLED ? value.logprob : NAN;
@@ -3262,9 +3382,9 @@ int pie_context_next(pie_context *c, pie_piece *piece)
     if ((code = take_token(c, piece)) || piece->finish)
         return code;
     /* A step that waits for each token is queued before the other contexts' turns. What goes wrong
-     * is found again, and told, by the next call: this token is there. */
-    if (g->answered == g->queued)
-        queue_steps(c);
+     * is told by the next call, as this token is there: the constraint is asked again. */
+    if (g->answered == g->queued && queue_steps(c) && !g->running)
+        c->failed = last_error();
     return PIE_OK;
 }
 
@@ -3293,17 +3413,11 @@ int pie_context_generate(pie_context *c, uint32_t count, const pie_sampling *sam
 
 int pie_gather(const pie_future *futures, uint32_t count, pie_value *values)
 {
-    int first = PIE_OK;
-    char message[sizeof pie.message], hint[sizeof pie.hint];
-    for (uint32_t i = 0; i < count; i++) {
-        int code = pie_wait(futures[i], values ? &values[i] : NULL);
-        if (code && !first) {
-            first = code;
-            snprintf(message, sizeof message, "%s", pie_error().message);
-            snprintf(hint, sizeof hint, "%s", pie_error().hint);
-        }
-    }
-    return first ? fail(first, hint, "%s", message) : PIE_OK;
+    struct error first = {.code = PIE_OK};
+    for (uint32_t i = 0; i < count; i++)
+        if (pie_wait(futures[i], values ? &values[i] : NULL) && !first.code)
+            first = last_error();
+    return first.code ? tell(&first) : PIE_OK;
 }
 
 /* Makes the slots before `written` of `to` those of `from`: full pages shared, the last copied. */
@@ -3332,9 +3446,10 @@ pie_context *pie_context_fork(pie_context *c)
 {
     if (settle(c))
         return NULL;
-    if (context_failed(c, wait_for_queue(c->queue)))
+    if (c->written + 1 < c->length && write_tokens(c))
         return NULL;
-    c->inputs = 0;
+    if (wait_for(c))
+        return NULL;
     pie_context *branch = pie_context_create(c->model);
     if (!branch)
         return NULL;
@@ -3381,7 +3496,7 @@ static int run_branches(pie_context **branches, uint32_t n, double *means)
     while (running) {
         for (uint32_t i = 0; i < n; i++) {
             pie_piece piece;
-            if (!branches[i]->run.running)
+            if (!branches[i]->run.running && !branches[i]->failed.code)
                 continue;
             int code = pie_context_next(branches[i], &piece);
             if (code)
@@ -3460,8 +3575,9 @@ static void put_le32(uint8_t *p, uint32_t n)
 /* The name of part `part`. */
 static int part_name(char *to, size_t size, const char *name, uint32_t part)
 {
-    int n = part ? snprintf(to, size, "%s#%lu", name, (unsigned long)part)
-                 : snprintf(to, size, "%s", name);
+    const char *whole = name ? name : "";
+    int n = part ? snprintf(to, size, "%s#%lu", whole, (unsigned long)part)
+                 : snprintf(to, size, "%s", whole);
     if (n < 0 || (size_t)n >= size)
         return fail(PIE_BAD_ARGUMENT, "choose a shorter one", "a name has 1 to 256 octets");
     return PIE_OK;
@@ -3500,6 +3616,45 @@ static int export_part(pie_context *c, const char *name, uint32_t begin, uint32_
     return code;
 }
 
+static bool is_export(const char *name)
+{
+    pie_future answer;
+    pie_value listed;
+    if (pie_list_exported(name, NULL, &answer) || pie_wait(answer, &listed))
+        return false;
+    bool found = listed.length && !strcmp(listed.exports[0].name, name); /* it would be the first */
+    pie_value_free(&listed);
+    return found;
+}
+
+/* The last error, of the export of `part`, to who knows nothing of exports. */
+static int not_saved(int code, const char *part)
+{
+    static const char call[] = "unexport_kvpage";
+    struct error e = last_error();
+    char *at = strstr(e.hint, call), rest[sizeof e.hint];
+    if (code == PIE_BAD_ARGUMENT && is_export(part))
+        return fail(code, "pie_context_unsave it first, or save it under another name",
+                    "the name '%s' is taken by a saved context or an export", part);
+    if (at) {
+        snprintf(rest, sizeof rest, "%s", at + strlen(call));
+        snprintf(at, sizeof e.hint - (size_t)(at - e.hint), "pie_context_unsave%s", rest);
+    }
+    return tell(&e);
+}
+
+/* The same for the import, or the end of the export, of part `part` of the context `name`. */
+static int not_found(int code, const char *name, uint32_t part)
+{
+    if (code != PIE_NOT_FOUND)
+        return code;
+    if (part)
+        return fail(code, "pie_context_unsave it, and save it again",
+                    "a part of the saved context '%s' is gone", name);
+    return fail(code, "save it first, with a lease if it is to outlive the inferlet that saves it",
+                "no saved context has the name '%s'", name);
+}
+
 int pie_context_save(pie_context *c, const char *name, int64_t lease)
 {
     char part[PIE_MAX_NAME + 1];
@@ -3514,12 +3669,16 @@ int pie_context_save(pie_context *c, const char *name, int64_t lease)
                     "a saved context cannot tell that tokens are masked or evicted");
     if (c->written < c->length && (code = write_tokens(c)))
         return code;
+    if ((code = wait_for(c)))
+        return code;
     uint32_t parts = (c->length + PART_TOKENS - 1) / PART_TOKENS, left = parts;
+    if ((code = part_name(part, sizeof part, name, parts - 1)))
+        return code;
     while (left && !code) { /* the first comes last: who finds it finds all */
         uint32_t begin = (left - 1) * PART_TOKENS;
         uint32_t end = c->length - begin < PART_TOKENS ? c->length : begin + PART_TOKENS;
-        if (!(code = part_name(part, sizeof part, name, left - 1)) &&
-            !(code = export_part(c, part, begin, end, lease, &answer)) &&
+        part_name(part, sizeof part, name, left - 1);
+        if (!(code = export_part(c, part, begin, end, lease, &answer)) &&
             !(code = pie_wait(answer, NULL)))
             left--;
     }
@@ -3527,15 +3686,15 @@ int pie_context_save(pie_context *c, const char *name, int64_t lease)
         c->shared = page_end(c, c->length);
     if (!code)
         return PIE_OK;
+    code = not_saved(code, part);
     /* What was exported goes again, and the queue, which stopped at the error, is usable again. */
-    char message[sizeof pie.message], hint[sizeof pie.hint];
-    snprintf(message, sizeof message, "%s", pie_error().message);
-    snprintf(hint, sizeof hint, "%s", pie_error().hint);
-    for (uint32_t i = left; i < parts; i++)
-        if (!part_name(part, sizeof part, name, i))
-            pie_unexport_kvpage(part, NULL);
+    struct error e = last_error();
+    for (uint32_t i = left; i < parts; i++) {
+        part_name(part, sizeof part, name, i);
+        pie_unexport_kvpage(part, NULL);
+    }
     wait_for_queue(c->queue);
-    return fail(code, hint, "%s", message);
+    return tell(&e);
 }
 
 /* Ends all exports in `listed` that are parts. */
@@ -3555,7 +3714,7 @@ int pie_context_unsave(const char *name)
     pie_value listed;
     int code = pie_unexport_kvpage(name, &answer);
     if (code || (code = pie_wait(answer, NULL)))
-        return code;
+        return not_found(code, name, 0);
     if (snprintf(prefix, sizeof prefix, "%s#", name) >= (int)sizeof prefix)
         return PIE_OK; /* no part has so long a name */
     for (size_t count = 1; count;) {
@@ -3622,7 +3781,7 @@ static int import_part(pie_context *c, const char *name, uint32_t part, struct s
         return code;
     pie_kvpage kv = pie_import_kvpage(c->queue, own, &answer);
     if ((code = pie_wait(answer, &value)))
-        return code;
+        return not_found(code, name, part);
     if (!(code = read_part(c, &value, part, saved)))
         code = add_block(c, (struct block){kv, 0, part * PART_TOKENS,
                                            (uint32_t)value.number * page_size(c)});

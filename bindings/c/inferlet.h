@@ -568,10 +568,15 @@ int pie_gather(const pie_future *futures, uint32_t count, pie_value *values);
 /* ------------------------------------------------------------------------ support: context --- */
 
 /* Tokens, and their keys and values in KV pages, on a queue of its own; token i is at position i.
- * After an error of that queue every call on the context gives that error; destroy it then. What is
- * refused before it reaches the queue (PIE_BAD_ARGUMENT, PIE_BAD_POSITION, PIE_BAD_MASK) changes
- * nothing. Every call but those marked (local) and pie_context_next ends a generation that runs, as
- * pie_context_stop does, and waits for that. */
+ * What is refused before it reaches the queue (PIE_BAD_ARGUMENT, PIE_BAD_POSITION, PIE_BAD_MASK)
+ * changes nothing. Every call but those marked (local) and pie_context_next ends a generation that
+ * runs, as pie_context_stop does, and waits for that.
+ *
+ * An error of the queue (no pages left, the backend gone) is told once, by the call that waits for
+ * what failed, and ends a generation. The context is usable again then: it has the tokens it had
+ * before that call, those of a generation up to the last that came, gives back its pages, and
+ * computes again, when it is asked for more, what is not evicted, attending to what is then
+ * visible. */
 typedef struct pie_context pie_context;
 
 /* (queued) An empty context; ended by pie_context_destroy. NULL on failure. */
@@ -624,7 +629,8 @@ int pie_context_join(pie_context *context, pie_context *branch);
  * inferlet runs or as long as `lease` says (as of pie_export_kvpage, which also says what name and
  * lease may be). Its pages are shared from then on. A long context is saved in parts of 16384
  * tokens, of which all but the first are named NAME#1, NAME#2 and so on. PIE_BAD_ARGUMENT if the
- * name is in use, or if tokens are masked or evicted. */
+ * name is in use, or if tokens are masked or evicted; PIE_OVER_QUOTA beyond the user's
+ * export_pages. */
 int pie_context_save(pie_context *context, const char *name, int64_t lease);
 /* (waits) Ends a saved context, whoever saved it. What was restored stays. PIE_NOT_FOUND if there
  * is none. */
@@ -669,9 +675,10 @@ typedef struct {
     uint32_t stop_string_count;
     /* Asked after each token with all text so far (NUL-terminated): true ends there. */
     bool (*stop_when)(const char *text, size_t length, void *user);
-    /* Picks each token from the `sampling.k` most probable (0: 256), which it finds at
+    /* Picks each token from the `sampling.k` most probable (0: 256), which come by
      * `sampling.offset` of ring out; PIE_NO_TOKEN ends the text. Of `sampling`, `stop` and these
-     * two count then. */
+     * two count then. With a constraint it gets what that allows of the `sampling.k`, with
+     * probabilities that add up to 1. */
     pie_ref (*sampler)(const pie_dist *dist, void *user);
     /* Sets a bit in `allowed` for each token that may come next, least significant first (see
      * pie_pack_token_mask); all are 0 at first. `tokens` are those generated so far. Non-zero ends
@@ -686,7 +693,7 @@ typedef struct {
                         * context */
     size_t length;     /* 0 where a character, or perhaps a stop string, is not complete */
     double logprob;    /* with sampling.logprobs, or of a token that a sampler took of its
-                        * distribution; else NaN */
+                        * distribution, by the model's own softmax; else NaN */
     pie_finish finish; /* other than PIE_GOING_ON: this is the last piece */
 } pie_piece;
 
@@ -696,10 +703,11 @@ typedef struct {
  * token. PIE_BAD_POSITION if the model's context is full. */
 int pie_context_start(pie_context *context, const pie_generation *how);
 /* (waits) The next token and what text it completes, until a piece says why it is the last; from
- * then on there is nothing in it but that. PIE_BAD_MASK if the constraint allows no token: the
- * context is then as it was before it. */
+ * then on there is nothing in it but that. PIE_BAD_MASK if the constraint allows no token, or none
+ * of those that a sampler gets: the context is then as it was before it. */
 int pie_context_next(pie_context *context, pie_piece *piece);
-/* (waits, if anything is queued) Ends the generation behind the token that came last. */
+/* (waits, if anything is queued) Ends the generation behind the token that came last. What goes
+ * wrong with steps behind it is no error. */
 int pie_context_stop(pie_context *context);
 
 /* Called with each token as it comes; a result other than 0 ends the generation there. It may make

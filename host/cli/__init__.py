@@ -1,12 +1,14 @@
 """The `piehost` command: one file a verb, loaded only when it is used, so that a launch is quick.
 
 Exit codes: 125 piehost failed, 126 the program is refused, 127 not found, 128 + n signal n, 2 wrong
-usage, else the inferlet's own. Errors say what, why and what to try; `--debug` adds the traceback.
+usage, else the inferlet's own. Errors say what, why and what to try; `--debug`, before or behind
+the verb, adds the traceback.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import sys
 from typing import Final
@@ -24,6 +26,9 @@ _VERBS: Final = {
     "conform": "Check that an inferlet keeps the rules of the ABI.",
     "new": "Write a new inferlet to begin with.",
     "ps": "List running inferlets.",
+    "top": "Watch what inferlets take and wait for.",
+    "inspect": "Show all about one inferlet.",
+    "quota": "Show and change what an inferlet may use.",
     "stop": "End inferlets.",
     "models": "Show the served model.",
     "doctor": "Prove what the sandbox stops; show the machine.",
@@ -39,11 +44,28 @@ class _Verbs(click.Group):
             return None
         verb = getattr(importlib.import_module(f"{__name__}.{name}"), name)
         assert isinstance(verb, click.Command)
+        _take_debug(verb)
         return verb
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_VERBS.items()))
+
+
+def _take_debug(command: click.Command) -> None:
+    """Behind the verb --debug means what it means before it."""
+
+    def given(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+        ctx.obj = ctx.obj or wanted
+
+    option = click.Option(
+        ["--debug"], is_flag=True, hidden=True, expose_value=False, callback=given
+    )
+    if not any(known.name == option.name for known in command.params):
+        command.params.append(option)
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            _take_debug(inner)
 
 
 def _show_version(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
@@ -72,7 +94,7 @@ def piehost(ctx: click.Context, debug: bool) -> None:
 
 def main() -> None:
     _open_streams()
-    debug = "--debug" in sys.argv[1:2]
+    debug = "--debug" in itertools.takewhile(lambda word: word != "--", sys.argv[1:])
     try:
         code = piehost.main(standalone_mode=False)
     except click.ClickException as error:

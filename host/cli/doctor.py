@@ -23,12 +23,12 @@ _NO_CONTROL: Final = 1  # exit code: a control is missing
 def doctor(as_json: bool) -> None:
     """Prove what the sandbox stops, by trying it; show what this machine has.
 
-    Exits with 1 if a control is missing.
+    Exits with 1 if a control is missing that inferlets are not started without.
     """
     from ..sandbox.probe import probe
 
     facts = _facts()
-    checks = probe()
+    checks = [*probe(), _control_groups()]
     if as_json:
         show_json({"machine": facts, "controls": checks})
     else:
@@ -39,13 +39,36 @@ def doctor(as_json: bool) -> None:
             [(c.name, c.stops, c.attempted, c.got, "ok" if c.ok else "MISSING") for c in checks],
         )
         _explain([check for check in checks if not check.ok])
-    if not all(check.ok for check in checks):
+    if not all(check.ok for check in checks if check.required):
         click.get_current_context().exit(_NO_CONTROL)
+
+
+def _control_groups() -> Check:
+    from ..cgroups import Missing, detect
+    from ..sandbox.probe import Check
+
+    groups = detect(lambda act: None)
+    stops, attempted = "using all memory and processors", "pass the limits of a group"
+    if isinstance(groups, Missing):
+        return Check(
+            "cgroup",
+            stops,
+            attempted,
+            groups.why,
+            ok=False,
+            cost="memory is limited as address space only, and a quota of cpu is refused",
+            hint=groups.hint,
+            required=False,
+        )
+    groups.close()
+    return Check("cgroup", stops, attempted, "held back", ok=True, required=False)
 
 
 def _explain(missing: list[Check]) -> None:
     for check in missing:
-        click.echo(f"\n{check.name} is missing: an inferlet is not kept from {check.stops}")
+        click.echo(f"\n{check.name} is missing: {check.cost}")
+        if not check.required:
+            click.echo("  inferlets are started without it")
         click.echo(f"  try: {check.hint}")
 
 
@@ -70,7 +93,21 @@ def _facts() -> dict[str, Any]:
         "processors": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
         "landlock": landlock,
+        "server": _server(),
     }
+
+
+def _server() -> str:
+    """Whether the server at the usual socket is well."""
+    from ..client import connect
+    from ..errors import HostError
+
+    try:
+        with connect() as client:
+            children = client.stats().children
+    except HostError as error:
+        return "none runs" if error.reason.code == "no_server" else f"UNWELL: {error.reason.what}"
+    return f"well; its processes: {', '.join(sorted(children))}"
 
 
 def _version(package: str) -> str:

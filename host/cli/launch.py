@@ -124,9 +124,13 @@ def _host(chosen: dict[str, Any], socket: str | None, debug: bool) -> Iterator[C
                     "leave these options out, or --socket, to use another host",
                     "other_options",
                 )
+    from .. import config
     from ..ephemeral import EphemeralHost
 
-    with EphemeralHost(as_options(chosen), debug) as host:
+    found = config.find()
+    if found is not None:
+        config.load(found)  # the host does so too, but nobody hears it
+    with EphemeralHost(as_options(chosen, config=found), debug) as host:
         yield host.client
 
 

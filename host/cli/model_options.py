@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -28,6 +29,12 @@ _OPTIONS = (
         "--kv-memory",
         type=click.FloatRange(0, 1, min_open=True),
         help="Or: the fraction of the free memory that they take.",
+    ),
+    click.option(
+        "--swap-pages",
+        type=click.IntRange(0),
+        help="Pages of host memory for KV pages of inferlets that wait while others have none; 0: "
+        "the newest inferlets are ended instead. [default: as many as KV pages]",
     ),
     click.option("--max-context", type=click.IntRange(1), help="Longest context, in tokens."),
     click.option("--threads", type=click.IntRange(1), help="Processor threads of the backend."),
@@ -59,6 +66,11 @@ def given(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_options(
-    chosen: dict[str, Any], quotas: dict[str, str] | None = None, egress: list[str] | None = None
+    chosen: dict[str, Any],
+    quotas: dict[str, str] | None = None,
+    egress: list[str] | None = None,
+    config: Path | None = None,
 ) -> Options:
-    return Options(**chosen, quotas=quotas or {}, egress=egress)
+    """`config` is the piehost.toml there is, if any."""
+    path = str(config.absolute()) if config is not None else None
+    return Options(**chosen, quotas=quotas or {}, egress=egress, config=path)

@@ -18,7 +18,7 @@ from piehost.wire.recording import Head
 
 from .. import allotment, programs
 from ..allotment import Quota
-from ..errors import Refused, format_reason
+from ..errors import BadUsage, format_reason
 from ..programs import Program
 from ..quotas import parse_options
 from ..recording import Recording
@@ -29,7 +29,9 @@ from .program_command import ProgramCommand
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # of the process itself; all others are told to it, so they are the recording's
-_PROCESS_QUOTAS: Final = ("memory", "stack", "fds", "file_size", "cpu_seconds", "output_bytes")
+_PROCESS_QUOTAS: Final = (
+    "address_space", "stack", "fds", "file_size", "cpu_seconds", "output_bytes",
+)  # fmt: skip
 
 
 @click.command(cls=ProgramCommand)
@@ -87,7 +89,7 @@ def replay(
 def _check_quotas(quotas: dict[str, str]) -> None:
     for key in quotas:
         if key not in _PROCESS_QUOTAS:
-            raise Refused(
+            raise BadUsage(
                 f"--quota {key} cannot be chosen for a replay",
                 "what the inferlet is told of its limits is the recording's",
                 f"of these only: {', '.join(_PROCESS_QUOTAS)}",
@@ -112,7 +114,7 @@ async def _run(
     waived: list[str],
     printer: Printer,
 ) -> Outcome:
-    """OSError, ValueError or OverflowError if no rings can be made of the recorded sizes."""
+    """OSError if what the program is to be started with cannot be made."""
     replay = Replay(recording, program, startup, quota, waived, printer)
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:

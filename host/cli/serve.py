@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -50,16 +51,34 @@ class _Terminal:
     metavar="HOST[:PORT]",
     help="Ceiling of what launches may grant; without it they may grant anything.",
 )
+@click.option(
+    "--config",
+    "config_path",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Quotas of users and programs; by default piehost/piehost.toml in $XDG_CONFIG_HOME "
+    "(~/.config), else /etc/piehost/piehost.toml.",
+)
 @click.option("--socket", help="Where to listen, if not in the run directory.")
 def serve(
-    quota: tuple[str, ...], egress: tuple[str, ...], socket: str | None, **model: Any
+    quota: tuple[str, ...],
+    egress: tuple[str, ...],
+    config_path: Path | None,
+    socket: str | None,
+    **model: Any,
 ) -> None:
-    """Keep a model loaded; `piehost launch` finds this server. Ctrl-C ends it and all it runs."""
+    """Keep a model loaded; `piehost launch` finds this server. Ctrl-C ends it and all it runs.
+
+    On SIGHUP it reads its configuration again. It logs what passes a hard limit on stderr.
+    """
+    from .. import config
     from ..server import serve as run
 
     path = server_socket(socket)
     egress_grants.check(egress)
-    options = as_options(given(model), parse_options(quota), list(egress) or None)
+    options = as_options(
+        given(model), parse_options(quota), list(egress) or None, config_path or config.find()
+    )
     failure = run(options, path, _Terminal(str(path)))
     if failure is not None:
         click.echo(format_reason(failure), err=True)

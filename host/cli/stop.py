@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from ..client import connect
-from ..errors import HostError
 from .show import show_json
 
 
@@ -18,13 +17,8 @@ def stop(inferlet: str | None, everything: bool, socket: str | None, as_json: bo
     """End the inferlet ID, or all. The server itself is ended by Ctrl-C or SIGTERM."""
     if (inferlet is None) == (not everything):
         raise click.UsageError("give an ID (see `piehost ps`), or --all")
-    ids: list[str] = []
-    try:
-        with connect(socket) as client:
-            ids = client.stop(inferlet)
-    except HostError as error:
-        if error.reason.code != "no_server" or not everything:
-            raise
+    with connect(socket) as client:
+        ids = client.stop(inferlet)
     if as_json:
         show_json({"stopped": ids})
     else:

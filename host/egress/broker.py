@@ -6,7 +6,7 @@ import asyncio
 import functools
 from typing import Final
 
-from inferlet.errors import HandleError, InferletError, QuotaError, UnavailableError
+from inferlet.errors import HandleError, InferletError, UnavailableError
 
 from piehost.wire.link import Link, LinkClosed
 from piehost.wire.services import (
@@ -26,7 +26,7 @@ from .account import Account
 from .lookup import Lookups
 from .stream import Stream
 
-MAX_STREAMS: Final = 256  # of one seat; its quota `http_streams` is the controller's to keep
+# The quota `http_streams` is the controller's to keep, and it uses no number of a stream twice.
 # A stream that could not be opened is free again for the controller, which does not close it. What
 # was asked of it before that was known is still answered with the reason.
 MAX_REMEMBERED: Final = 64
@@ -67,6 +67,7 @@ class Broker:
             self._accounts.pop(message.seat, None)
             for stream in self._streams.pop(message.seat, {}).values():
                 stream.close()
+            self._send(message)  # behind the last of what it used
         else:
             try:
                 self._ask(message)
@@ -94,13 +95,9 @@ class Broker:
         if account is None:
             raise UnavailableError("the egress broker was not told of this inferlet")
         streams = self._streams.setdefault(seat, {})
-        nothing = [handle for handle, stream in streams.items() if stream.came_to_nothing]
-        for handle in nothing[:-MAX_REMEMBERED]:
-            del streams[handle]
-        if call.stream in streams and call.stream not in nothing:
-            raise HandleError(f"stream {call.stream} is in use", "http_close it, or take another")
-        if len(streams) - len(nothing[-MAX_REMEMBERED:]) >= MAX_STREAMS:
-            raise QuotaError(f"{MAX_STREAMS} streams are open", "http_close some")
+        nothing = [number for number, stream in streams.items() if stream.came_to_nothing]
+        for number in nothing[:-MAX_REMEMBERED]:
+            del streams[number]
         answer = functools.partial(self._answer_living, seat)
         stream = Stream(call, request, account, self._lookups, answer)
         streams[call.stream] = stream
@@ -131,7 +128,7 @@ class Broker:
     def _used(self, seat: int, octets: int) -> None:
         self._send(EgressUsed(seat, octets))
 
-    def _send(self, message: ServiceReply | EgressUsed) -> None:
+    def _send(self, message: ServiceReply | EgressUsed | Gone) -> None:
         try:
             self._link.send(message)
         except LinkClosed:

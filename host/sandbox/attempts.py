@@ -21,8 +21,10 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 _PTRACE = 101
 _RING_OUT = 4
@@ -53,12 +55,30 @@ def fork() -> None:
         os._exit(0)
 
 
+def start_threads() -> str:
+    threading.stack_size(64 << 10)
+    stop = threading.Event()
+    started = []
+    try:
+        for _ in range(1_000):
+            thread = threading.Thread(target=stop.wait)
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        pass
+    stop.set()
+    for thread in started:
+        thread.join()
+    return f"{len(started) + 1} at once"
+
+
 def attempts(sibling: int) -> dict[str, str]:
     anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     shared = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
     read_write = mmap.PROT_READ | mmap.PROT_WRITE
     tries: dict[str, Callable[[], object]] = {
-        "open_file": lambda: os.open("/etc/passwd", os.O_RDONLY),
+        "open_root": lambda: os.open("/", os.O_RDONLY),
+        "see_file": lambda: Path("/etc/passwd").stat(),
         "create_file": lambda: os.open("/tmp/piehost-probe", os.O_WRONLY | os.O_CREAT),
         "socket": lambda: socket.socket(socket.AF_INET),
         "connect": lambda: socket.socket(fileno=3).connect("\0piehost-probe"),
@@ -74,7 +94,7 @@ def attempts(sibling: int) -> dict[str, str]:
         "sibling_memory": lambda: os.open(f"/proc/{sibling}/mem", os.O_RDONLY),
         "sibling_signal": lambda: os.kill(sibling, signal.SIGKILL),
     }
-    return {name: attempt(act) for name, act in tries.items()}
+    return {name: attempt(act) for name, act in tries.items()} | {"threads": start_threads()}
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from .policy import U32, Alternative, Policy, syscalls
+from .policy import U32, U64, Alternative, Condition, Policy, syscalls
 
 ALLOW: Final = 0x7FFF0000
 TRACE: Final = 0x7FF00000  # without a tracer: ENOSYS
@@ -75,9 +75,11 @@ def compile_policy(policy: Policy, forbidden: int = KILL) -> Filter:
     return _assemble(leaves, unknown=ENOSYS, foreign=KILL)
 
 
-def watch_filter(policy: Policy) -> Filter:
-    """A filter that hands the policy's forbidden calls to a listener and leaves all others be."""
-    leaves = {number: [_Op(_RET, NOTIFY)] for number in policy.forbidden}
+def watch_filter(policy: Policy, passage: int | None = None) -> Filter:
+    """A filter that hands the policy's forbidden calls to a listener and leaves all others be, also
+    those whose sixth argument is `passage`: the launcher's own, as it sets a child up."""
+    exempt = () if passage is None else ((Condition(5, U64, passage, wide=True),),)
+    leaves = {number: _leaf(exempt, NOTIFY) for number in policy.forbidden}
     return _assemble(leaves, unknown=ALLOW, foreign=ALLOW)
 
 

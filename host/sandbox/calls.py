@@ -12,12 +12,17 @@ import array
 import ctypes
 import mmap
 import os
+import signal
 import struct
+from collections.abc import Callable
 from typing import Any, Final
 
 from .policy import syscalls
 
 STATUS_FD: Final = 8  # where a failed call is reported
+# A random number of this process, in the sixth argument of every call of a table that has no use
+# for it: the watching filter above the launcher (`watch.py`) lets such calls pass.
+PASSAGE: Final = int.from_bytes(os.urandom(8), "little")
 REPORT: Final = struct.Struct("<Qq")  # address of the failed row, its result (minus errno)
 
 # long run(row *rows, report *report, long clone_flags, int *pidfd), System V calling convention.
@@ -83,7 +88,7 @@ _ROW_BYTES: Final = 80
 _ANY: Final = (1 << 63) - 1
 _U64: Final = (1 << 64) - 1
 _END: Final = _U64
-_CLONE_PIDFD, _CLONE_VFORK, _CLONE_VM, _SIGCHLD = 0x1000, 0x4000, 0x100, 17
+_CLONE_PIDFD, _CLONE_VFORK, _CLONE_VM, _CLONE_FILES, _SIGCHLD = 0x1000, 0x4000, 0x100, 0x400, 17
 
 
 def _load_code() -> Any:
@@ -122,7 +127,9 @@ class Calls:
     ) -> None:
         """`name(arguments)`; it fails unless the result is `equals` (default: not negative). The
         low half of the result goes to address `store`. `stage` is what a failure is called."""
-        padded = [argument & _U64 for argument in arguments] + [0] * (6 - len(arguments))
+        padded = [argument & _U64 for argument in arguments]
+        if len(padded) < 6:
+            padded += [0] * (5 - len(padded)) + [PASSAGE]
         low, high = (0, _ANY) if equals is None else (equals, equals)
         row = [syscalls()[name], *padded, store or self._nowhere, low, high]
         self._words.extend(row)
@@ -142,14 +149,16 @@ class Calls:
         self._words.append(_END)
         self._at = self._words.buffer_info()[0]
 
-    def run_in_new_process(self) -> tuple[int, int]:
-        """(pid, pidfd) of a child that works off the table, whose last call is an exec. This
-        process waits until the child has passed it, or has failed. OSError if there is no child.
+    def run_in_new_process(self, share_descriptors: bool = False) -> tuple[int, int]:
+        """(pid, pidfd) of a child that works off the table, whose last call is an exec or an exit.
+        This process waits until the child has passed it, or has failed. OSError if there is no
+        child. With `share_descriptors` what it opens is this process's too.
 
         No signal may have a handler here: it would run in the child, on this process's memory.
         """
         pidfd = ctypes.c_int(-1)
         flags = _CLONE_PIDFD | _CLONE_VFORK | _CLONE_VM | _SIGCHLD
+        flags |= _CLONE_FILES * share_descriptors
         pid = _run(self._at, self._nowhere + 8, flags, ctypes.addressof(pidfd))
         if pid < 0:
             raise OSError(-pid, os.strerror(-pid))
@@ -158,6 +167,27 @@ class Calls:
     def run(self) -> None:
         """Works it off in this process, which ends if a call fails."""
         _run(self._at, self._nowhere + 8, 0, 0)
+
+    def try_in_new_process(self, then: Callable[[int], None] | None = None) -> None:
+        """Works it off in a child that ends with it, and is waited for; what it opens is this
+        process's too. `then` is called with the dead child's pid. OSError if a call fails: its
+        filename is the stage."""
+        self.add("exit", "exit_group", 0)
+        self.seal()
+        everything = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid, pidfd = self.run_in_new_process(share_descriptors=True)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, everything)
+        os.close(pidfd)
+        try:
+            if self._scratch[1]:  # the report, which the child wrote into this memory
+                stage, code = self.failure(self._scratch[1:].tobytes())
+                raise OSError(code, os.strerror(code), stage)
+            if then is not None:
+                then(pid)
+        finally:
+            os.waitpid(pid, 0)
 
     def failure(self, report: bytes) -> tuple[str, int]:
         """(stage, errno or 0) of what was read from the other end of STATUS_FD."""

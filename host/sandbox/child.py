@@ -1,7 +1,8 @@
 """What a child does between its birth and the inferlet's first instruction, in order.
 
-No step needs what an earlier one has given up. The namespaces of a later version belong between
-the resource limits and the death signal.
+No step needs what an earlier one has given up. Namespaces come first, while the launcher's
+descriptors of them are open; the death signal after the change of user, which clears it. The host
+moves it into its control group later (`host/cgroups`), since that can take 16 ms.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import os
 import resource
 import signal
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from piehost.wire.launch import Rlimits, Spawn
 
+from . import identity, mounts
 from .bpf import Filter
 from .calls import Calls
 from .kernel import SeccompProgram
@@ -26,6 +28,7 @@ RESERVED: Final = 10  # the launcher keeps 0 to 9 taken, so that nothing it hold
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_CAP_AMBIENT, _RAISE = 47, 2
 _SECCOMP_SET_MODE_FILTER: Final = 1
 _U32: Final = 0xFFFFFFFF
 _CAPABILITY_HEADER: Final = struct.pack("<Ii", 0x20080522, 0)  # version 3, this process
@@ -33,9 +36,22 @@ _DEFAULT_ACTION: Final = bytes(32)  # struct kernel_sigaction: SIG_DFL, no flags
 _IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT)
 
 
+class Layers(NamedTuple):
+    """What the child is put into, as descriptors of the launcher's, and who it becomes there."""
+
+    around: int | None  # a user namespace
+    mounts: int | None  # a mount namespace
+    uid: int | None  # with the group of that number
+    own_namespace: bool  # a user namespace of its own, instead
+    # capabilities, as bits: the only ones it has until it executes a program; and after that
+    readers: int
+    lasting: int
+
+
 def set_up(
     spawn: Spawn,
     descriptors: list[int],
+    layers: Layers,
     landlock: bool,
     seccomp: tuple[Filter, SeccompProgram] | None,
 ) -> Calls:
@@ -47,6 +63,9 @@ def set_up(
         default = calls.pointer(_DEFAULT_ACTION)
         for number in _IGNORED_BY_PYTHON:
             calls.add("signals", "rt_sigaction", number, default, 0, 8)
+    identity.enter_user_namespace(calls, layers.around)
+    if layers.mounts is not None:
+        mounts.enter(calls, layers.mounts)
     calls.add("chdir", "chdir", calls.pointer(os.fsencode(spawn.cwd) + b"\0"))
     for descriptor, target in zip(descriptors, TARGETS, strict=True):
         calls.add("descriptors", "dup2", descriptor, target)
@@ -54,6 +73,17 @@ def set_up(
     for kind, value in rlimits(spawn.limits).items():
         both = calls.pointer(struct.pack("<QQ", value, value))
         calls.add("rlimits", "prlimit64", 0, kind, both, 0)
+    if layers.uid is not None:
+        identity.become(calls, layers.uid, layers.readers)
+    elif layers.own_namespace:
+        identity.become_nobody(calls)
+    if spawn.limits.threads is not None and (layers.uid is not None or layers.own_namespace):
+        # only now: before, it would have counted what others run
+        _, most = resource.getrlimit(resource.RLIMIT_NPROC)
+        threads = spawn.limits.threads
+        threads = threads if most == resource.RLIM_INFINITY else min(threads, most)
+        both = calls.pointer(struct.pack("<QQ", threads, threads))
+        calls.add("rlimits", "prlimit64", 0, resource.RLIMIT_NPROC, both, 0)
     calls.add("pdeathsig", "prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
     # had the launcher died before that, this would be somebody else
     calls.add("pdeathsig", "getppid", equals=os.getpid())
@@ -61,8 +91,12 @@ def set_up(
         calls.add("dumpable", "prctl", _PR_SET_DUMPABLE, 0)
     calls.add("no_new_privs", "prctl", _PR_SET_NO_NEW_PRIVS, 1)
     # root's too; with no_new_privs an exec does not bring them back
-    nothing = calls.pointer(bytes(24))
-    calls.add("capabilities", "capset", calls.pointer(_CAPABILITY_HEADER), nothing)
+    sets = (layers.readers, layers.readers, layers.lasting)  # effective, permitted, inheritable
+    data = calls.pointer(struct.pack("<6I", *sets, 0, 0, 0))
+    calls.add("capabilities", "capset", calls.pointer(_CAPABILITY_HEADER), data)
+    if spawn.kind == "native" and layers.lasting:
+        capability = layers.lasting.bit_length() - 1
+        calls.add("capabilities", "prctl", _PR_CAP_AMBIENT, _RAISE, capability, 0, 0)
     if landlock:
         calls.add("landlock", "landlock_restrict_self", RULESET_FD, 0)
     calls.add("landlock", "close", RULESET_FD)

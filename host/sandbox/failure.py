@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from pathlib import Path
 from typing import Final
 
 
@@ -23,8 +25,17 @@ _CONTROL_HINTS: Final = {
     " allows seccomp(2); or run without it: --allow-degraded=seccomp",
     "landlock": "use Linux 5.13 or later with landlock in its lsm= list;"
     " or run without it: --allow-degraded=landlock",
+    "identity": "run piehost as root with CAP_SETUID, CAP_SETGID and CAP_KILL, or allow user"
+    " namespaces (sysctl user.max_user_namespaces; kernel.unprivileged_userns_clone on Debian;"
+    " a container's seccomp profile); or run without it: --allow-degraded=identity",
+    "mounts": "run without it: --allow-degraded=mounts",
+    "cgroup": "`piehost doctor` shows which control groups can be used;"
+    " or run without them: --allow-degraded=cgroup",
 }
 CONTROLS: Final = tuple(_CONTROL_HINTS)  # those that `--allow-degraded` can give up
+_NAMES: Final = {
+    "identity": "way to give an inferlet its own user id or user namespace",
+}
 
 
 def missing_control(control: str, code: int) -> SpawnRefused:
@@ -32,8 +43,44 @@ def missing_control(control: str, code: int) -> SpawnRefused:
     return SpawnRefused(
         control,
         code,
-        f"the sandbox cannot be built: this machine has no {control} ({os.strerror(code)})",
+        f"the sandbox cannot be built: this machine has no {_NAMES.get(control, control)}"
+        f" ({os.strerror(code)})",
         _CONTROL_HINTS[control],
+    )
+
+
+def no_more_ids(path: str, error: OSError) -> SpawnRefused:
+    return SpawnRefused(
+        "identity",
+        error.errno or 0,
+        f"{path} could not be started: {error.strerror}",
+        "stop some inferlets",
+    )
+
+
+def closed_file(path: str, closed: str, wanted: int) -> SpawnRefused:
+    """The inferlet's own user could not read (S_IROTH) or execute (S_IXOTH) what it has to."""
+    mode = Path(closed).stat().st_mode
+    what = closed if closed == path else f"{closed}, which it needs,"
+    change = "o+rx" if mode & 0o111 else "o+r"
+    if stat.S_ISDIR(mode):
+        change = "-R o+rX" if wanted & stat.S_IROTH else "o+x"
+    return SpawnRefused(
+        "identity",
+        errno.EACCES,
+        f"{path} could not be started: {what} is closed to its own user id"
+        f" (mode {mode & 0o7777:04o})",
+        f"chmod {change} {closed}; or run it as the host's user: --allow-degraded=identity",
+    )
+
+
+def no_namespace(path: str, error: OSError) -> SpawnRefused:
+    return SpawnRefused(
+        "mounts",
+        error.errno or 0,
+        f"{path} could not be started: its file system could not be put together"
+        f" ({error.filename}: {error.strerror})",
+        _CONTROL_HINTS["mounts"],
     )
 
 
@@ -44,7 +91,7 @@ _EXEC: Final = {
     ),
     errno.EACCES: ("it may not be executed", "chmod +x; look for a noexec mount"),
     errno.ENOEXEC: ("its format is not one this machine can run", "build it for this machine"),
-    errno.ENOMEM: ("it does not fit into its memory limit", "raise the memory quota"),
+    errno.ENOMEM: ("it does not fit into its address space", "raise the address_space quota"),
     errno.E2BIG: ("its arguments are too long", "pass large inputs as messages"),
     errno.ETXTBSY: ("it is open for writing somewhere", "wait until the build has finished"),
 }

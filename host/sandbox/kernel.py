@@ -15,6 +15,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 
+_UNSHARE = syscalls()["unshare"]
 _SECCOMP = syscalls()["seccomp"]
 _LANDLOCK_CREATE = syscalls()["landlock_create_ruleset"]
 _LANDLOCK_ADD = syscalls()["landlock_add_rule"]
@@ -53,6 +54,10 @@ def set_no_new_privs() -> None:
 def set_process_name(name: str) -> None:
     """What `ps` and `top` show; 15 octets."""
     _check(_libc.prctl(_PR_SET_NAME, os.fsencode(name)[:15], 0, 0, 0))
+
+
+def unshare(flags: int) -> None:
+    _check(_syscall(_UNSHARE, ctypes.c_ulong(flags)))
 
 
 # --- seccomp -----------------------------------------------------------------------------------

@@ -53,6 +53,8 @@ class Running(Struct):
     status: int | None
     calls: Calls | None
     path: str
+    uid: int | None
+    sees_all: bool
     failed: bool = False
     violation: str | None = None
 
@@ -99,10 +101,12 @@ class Launcher:
                     os.close(descriptor)
 
     def _spawn(self, spawn: Spawn, descriptors: list[int]) -> None:
-        pid, pidfd, status, calls = self._starter.start(spawn, descriptors)
-        child = Running(spawn.seat, pid, pidfd, status, calls, spawn.path)
-        self._by_pid[pid] = child
-        for fd in (pidfd, status):
+        new = self._starter.start(spawn, descriptors)
+        child = Running(
+            spawn.seat, new.pid, new.pidfd, new.status, new.calls, spawn.path, new.uid, new.sees_all
+        )
+        self._by_pid[child.pid] = child
+        for fd in (new.pidfd, new.status):
             self._by_fd[fd] = child
             self._poll.register(fd, select.EPOLLIN)
 
@@ -118,7 +122,7 @@ class Launcher:
         self._forget(status)
         child.status = None
         if report is None:
-            self._send(Spawned(child.seat, child.pid), [child.pidfd])
+            self._send(Spawned(child.seat, child.pid, child.sees_all), [child.pidfd])
         else:
             child.failed = True
             self._refuse(child.seat, failed_stage(*report, child.path))
@@ -128,6 +132,7 @@ class Launcher:
         if pid == 0:
             return
         del self._by_pid[child.pid]
+        self._starter.release(child.uid)
         self._forget(child.pidfd)
         if child.failed:
             return

@@ -27,26 +27,32 @@ from piehost.host.shm import create_ring, create_ring_in, seal_ring, sealed_memf
 from piehost.wire.launch import Exited, LauncherToHost, Rlimits, Spawn, Spawned, SpawnFailed
 from piehost.wire.link import Link, LinkClosed
 
+from .identity import DAC_OVERRIDE, DAC_READ_SEARCH
+
 _ATTEMPTS: Final = str(Path(__file__).with_name("attempts.py"))
 _SECONDS: Final = 20.0
-_LIMITS: Final = Rlimits(address_space=2 << 30, open_files=64, file_size=64 << 10)
+_LIMITS: Final = Rlimits(address_space=2 << 30, open_files=64, file_size=64 << 10, threads=32)
 _ENV: Final = {"PIEHOST_ABI": "1", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "HOME": "/"}
 
 
 class Check(Struct):
-    """One control. `ok` if the attempt ended as it must; then `hint` is empty."""
+    """One control. `ok` if the attempt ended as it must; then `cost` and `hint` are empty. If it is
+    not `required`, inferlets are started without it."""
 
     name: str
     stops: str
     attempted: str
     got: str
     ok: bool
+    cost: str = ""  # what is not stopped without it
     hint: str = ""
+    required: bool = True
 
 
 # an attempt of attempts.py: (its name, control, what that stops, the attempt in words, good ends)
 _TRIES: Final = (
-    ("open_file", "landlock", "reading other files", "open /etc/passwd", {"EACCES"}),
+    ("open_root", "landlock", "reading other files", "open /", {"EACCES"}),
+    ("see_file", "mounts", "seeing names of files", "stat /etc/passwd", {"ENOENT"}),
     ("create_file", "read-only files", "writing files", "create a file in /tmp",
      {"EPERM", "EACCES"}),
     ("socket", "network", "reaching the network", "socket(AF_INET)", {"EPERM"}),
@@ -58,12 +64,14 @@ _TRIES: Final = (
     ("shared_memory", "shared memory", "memory beyond its limit", "mmap shared memory", {"EPERM"}),
     ("memfd", "memfd", "memory beyond its limit", "memfd_create()", {"EPERM"}),
     ("address_space", "rlimit: memory", "using all memory", "map 8 GiB under 2 GiB", {"ENOMEM"}),
+    ("threads", "rlimit: threads", "using all threads", "1,000 threads under 32",
+     {f"{_LIMITS.threads} at once"}),
     ("descriptors", "rlimit: descriptors", "using all descriptors", "dup() beyond 64", {"EMFILE"}),
     ("read_ring", "ring out", "(must work)", "map the ring for reading", {"done"}),
     ("write_ring", "seal FUTURE_WRITE", "writing into the ring", "map the ring for writing",
      {"EPERM", "EACCES"}),
     ("sibling_memory", "siblings: memory", "reading other inferlets", "open /proc/PID/mem",
-     {"EACCES"}),
+     {"EACCES", "ENOENT"}),
     ("sibling_signal", "siblings: signals", "ending other inferlets", "kill(PID, SIGKILL)",
      {"EPERM"}),
 )  # fmt: skip
@@ -73,8 +81,28 @@ _HINTS: Final = {
     "seccomp": "a kernel with CONFIG_SECCOMP_FILTER; in a container, one that allows seccomp(2)",
     "seal FUTURE_WRITE": "Linux 5.1 or later",
     "pidfd": "Linux 5.4 or later",
+    "identity": "root with CAP_SETUID, CAP_SETGID and CAP_KILL, or user namespaces for everybody"
+    " (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone; in a container, a seccomp"
+    " profile that allows unshare)",
+    "mounts": "Linux 5.12 or later, and CAP_SYS_ADMIN or user namespaces with capabilities in them"
+    " (Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0)",
+    "rlimit: threads": "Linux 5.14 or later, and what `identity` needs",
 }
-_STOPS: Final = {"landlock": "reading other files", "seccomp": "forbidden system calls"}
+_STOPS: Final = {
+    "landlock": "reading other files",
+    "seccomp": "forbidden system calls",
+    "identity": "acting as the host's user",
+    "mounts": "seeing names of files",
+}
+_COSTS: Final = {
+    "landlock": "every inferlet can open what its user can, if its mount namespace shows it",
+    "seccomp": "every inferlet can make any system call: it is hardly contained at all",
+    "identity": "inferlets are the host's user: only Landlock and seccomp keep them from each other"
+    " and from the host, and their threads are not counted for each by itself",
+    "mounts": "an inferlet can learn of any file that it exists, its size, owner and times",
+    "rlimit: threads": "an inferlet can have as many threads as fit into its address space",
+}
+_NOT_REQUIRED: Final = {"mounts"}
 _FAULT: Final = (
     "this is a fault of piehost or of a very unusual kernel: do not run untrusted inferlets"
 )
@@ -87,7 +115,7 @@ def probe() -> list[Check]:
         with _Probe("python") as python, _Probe("native") as native:
             for act in (_supervision, _tries, _forbidden_call, _file_size, _core):
                 checks += act(python)
-            checks += _second_exec(native)
+            checks += _identity(native) + _second_exec(native)
             missing = python.missing | native.missing
     except (LinkClosed, OSError, TimeoutError) as error:
         return [
@@ -96,17 +124,24 @@ def probe() -> list[Check]:
         ]
     if missing:
         for check in checks:
-            if not check.ok:
+            if not check.ok and check.name not in _HINTS:
                 check.hint = f"follows from the missing {' and '.join(missing)}"
         checks = [check for check in checks if check.name not in missing]
     return [
-        *(_check(name, _STOPS[name], "use it", got, False) for name, got in missing.items()),
+        *(
+            Check(name, _STOPS[name], "use it", failed.message, False, _COSTS[name], failed.hint)
+            for name, failed in missing.items()
+        ),
         *checks,
     ]
 
 
 def _check(name: str, stops: str, attempted: str, got: str, ok: bool) -> Check:
-    return Check(name, stops, attempted, got, ok, "" if ok else _HINTS.get(name, _FAULT))
+    check = Check(name, stops, attempted, got, ok, required=name not in _NOT_REQUIRED)
+    if not ok:
+        check.cost = _COSTS.get(name, f"an inferlet is not kept from {stops}")
+        check.hint = _HINTS.get(name, _FAULT)
+    return check
 
 
 def _supervision(probe: _Probe) -> list[Check]:
@@ -115,7 +150,9 @@ def _supervision(probe: _Probe) -> list[Check]:
     status = Path(f"/proc/{running.pid}/status").read_text()
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     privileges = fields.get("NoNewPrivs", "?")
-    signal.pidfd_send_signal(running.pidfd, signal.SIGKILL)
+    held = max(int(fields.get(f"Cap{which}", "-1"), 16) for which in ("Inh", "Prm", "Eff", "Amb"))
+    reads = {0: "none", DAC_READ_SEARCH: "DAC_READ_SEARCH", DAC_OVERRIDE: "DAC_OVERRIDE"}
+    running.kill()
     ended = probe.wait(running)
     killed = os.waitstatus_to_exitcode(ended.status) == -signal.SIGKILL
     return [
@@ -127,6 +164,13 @@ def _supervision(probe: _Probe) -> list[Check]:
             privileges == "1",
         ),
         _check(
+            "capabilities",
+            "root's rights",
+            "read the capabilities of an inferlet",
+            reads.get(held, f"{held:#x}") + (", to read closed folders" if held else ""),
+            held in reads,
+        ),
+        _check(
             "pidfd",
             "ending the wrong process",
             "end an inferlet by its pidfd",
@@ -136,6 +180,38 @@ def _supervision(probe: _Probe) -> list[Check]:
     ]
 
 
+def _identity(probe: _Probe) -> list[Check]:
+    """Native ones: no script is dumpable, so a plain user may not look at its namespaces."""
+    running = [probe.start("60", program="/usr/bin/sleep") for _ in range(2)]
+    users = [_user(inferlet.pid) for inferlet in running]
+    for inferlet in running:
+        inferlet.kill()
+        probe.wait(inferlet)
+    apart = users[0] != users[1] and _user(os.getpid()) not in users
+    got = " and ".join(map(_show_user, users))
+    return [
+        _check("identity", "acting as the host's user", "compare two inferlets' users", got, apart)
+    ]
+
+
+def _user(pid: int) -> tuple[int, int | None]:
+    """(its user id as the host sees it, its user namespace if the host may see that)."""
+    owner = next(
+        line.split()[1]
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("Uid:")
+    )
+    try:
+        return int(owner), Path(f"/proc/{pid}/ns/user").stat().st_ino
+    except PermissionError:  # root without CAP_SYS_PTRACE
+        return int(owner), None
+
+
+def _show_user(user: tuple[int, int | None]) -> str:
+    ours = user[1] in (None, _user(os.getpid())[1])
+    return f"user {user[0]}" + ("" if ours else f" in namespace {user[1]}")
+
+
 def _tries(probe: _Probe) -> list[Check]:
     sibling = probe.start("wait")
     trying = probe.start(str(sibling.pid))
@@ -143,7 +219,7 @@ def _tries(probe: _Probe) -> list[Check]:
     trying.output.seek(0)
     text = trying.output.read().decode()
     got: dict[str, str] = json.loads(text) if text else {}
-    signal.pidfd_send_signal(sibling.pidfd, signal.SIGKILL)
+    sibling.kill()
     probe.wait(sibling)
     return [
         _check(name, stops, words, got.get(key, "no answer"), got.get(key) in good)
@@ -194,6 +270,9 @@ class _Running:
         self.pidfd = pidfd
         self.output = output
 
+    def kill(self) -> None:
+        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
 
 class _Probe:
     """A launcher of one kind. `missing`: the controls it cannot have, and what it said of them."""
@@ -203,7 +282,7 @@ class _Probe:
         self._seat = 0
         self._arrived: deque[tuple[LauncherToHost, list[int]]] = deque()
         self._ended: dict[int, Exited] = {}
-        self.missing: dict[str, str] = {}
+        self.missing: dict[str, SpawnFailed] = {}
 
     def __enter__(self) -> _Probe:
         ours, theirs = socket.socketpair()
@@ -238,7 +317,7 @@ class _Probe:
             output.close()
             if not isinstance(message, SpawnFailed) or message.stage in self.missing:
                 raise OSError(f"an inferlet did not start: {message}")
-            self.missing[message.stage] = message.message
+            self.missing[message.stage] = message
 
     def wait(self, running: _Running) -> Exited:
         while running.seat not in self._ended:

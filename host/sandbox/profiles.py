@@ -21,11 +21,15 @@ DYNAMIC: Final = "dynamic"  # chosen for `native` when the executable asks for a
 PYTHON: Final = "python"
 
 _LIBRARIES: Final = (*LINKER_FOLDERS, "/etc/ld.so.cache")
+# Links that Debian's library folders lead through. Nobody may list or open anything in it.
+_ALTERNATIVES: Final = "/etc/alternatives"
 
 
 class Profile(Struct):
+    name: str
     filter: Filter
-    readable: list[str]
+    readable: list[str]  # real paths
+    visible: list[str]  # those, by all the names that programs use
 
 
 def compile_profiles(watched: bool) -> dict[str, Profile]:
@@ -37,7 +41,12 @@ def compile_profiles(watched: bool) -> dict[str, Profile]:
     } | {name: [*_LIBRARIES, *kind.readable] for name, kind in INTERPRETERS.items()}
     forbidden = TRACE if watched else KILL
     return {
-        name: Profile(compile_policy(load(name), forbidden), _outermost(paths))
+        name: Profile(
+            name,
+            compile_policy(load(name), forbidden),
+            _outermost(paths),
+            [*paths, _ALTERNATIVES] if paths else [],
+        )
         for name, paths in readable.items()
     }
 
@@ -50,7 +59,7 @@ def _interpreter_paths() -> list[str]:
     sdk = sys.modules.get("inferlet")
     if sdk is not None and sdk.__file__:
         paths.append(str(Path(sdk.__file__).parent))
-    return [os.path.realpath(path) for path in paths if Path(path).is_dir()]
+    return [path for path in paths if Path(path).is_dir()]
 
 
 def _outermost(paths: list[str]) -> list[str]:

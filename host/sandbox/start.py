@@ -18,6 +18,7 @@ from .calls import STATUS_FD, Calls
 from .child import RULESET_FD, TARGETS, add_exec, set_up
 from .failure import SpawnRefused, failed_stage, missing_control
 from .landlock import Landlock
+from .places import Places
 from .profiles import DYNAMIC, NATIVE, PYTHON, compile_profiles
 from .watch import Watch
 
@@ -40,6 +41,8 @@ class Started(NamedTuple):
     pidfd: int
     status: int
     calls: Calls
+    uid: int | None  # its own, to be released when it is gone
+    sees_all: bool  # it has no mount namespace
 
 
 class Starter:
@@ -56,7 +59,9 @@ class Starter:
             kernel.check_seccomp()
         except OSError as error:
             self._seccomp_errno = error.errno or errno.ENOSYS
-        else:
+        # before the filter that would stop what it tries
+        self._places = Places(self._landlock.available and not self._seccomp_errno)
+        if not self._seccomp_errno:
             with contextlib.suppress(OSError):  # then forbidden calls kill, but have no name
                 self.watch = Watch()
         self._profiles = compile_profiles(watched=self.watch is not None)
@@ -74,6 +79,7 @@ class Starter:
             )
         command = self._command(spawn)
         profile = self._profiles[command.profile]
+        layers = self._places.layers(spawn, profile, command.executable)
         try:
             readable = [*profile.readable, *spawn.readable]
             landlock = self._ruleset(spawn, readable, command.executable)
@@ -82,7 +88,7 @@ class Starter:
             os.dup2(end, STATUS_FD, inheritable=False)
             os.close(end)
             try:
-                calls = set_up(spawn, descriptors, landlock, seccomp)
+                calls = set_up(spawn, descriptors, layers, landlock, seccomp)
                 if spawn.kind == "native":
                     pid, pidfd = _fork_native(command, spawn.env, calls, seccomp)
                 else:
@@ -91,11 +97,19 @@ class Starter:
                 os.close(status)
                 raise
         except OSError as error:  # no descriptors, processes or memory left in the launcher
+            self.release(layers.uid)
             raise failed_stage("fork", error.errno or 0, spawn.path) from error
+        except BaseException:
+            self.release(layers.uid)
+            raise
         finally:
             os.dup2(self._null, STATUS_FD, inheritable=False)
             os.dup2(self._null, RULESET_FD, inheritable=False)
-        return Started(pid, pidfd, status, calls)
+        return Started(pid, pidfd, status, calls, layers.uid, layers.mounts is None)
+
+    def release(self, uid: int | None) -> None:
+        """The inferlet that had it is dead and reaped."""
+        self._places.release(uid)
 
     def _command(self, spawn: Spawn) -> _Command:
         name = spawn.profile
@@ -204,7 +218,7 @@ def _check_script(spawn: Spawn, own_address_space: int) -> None:
             errno.ENOMEM,
             f"{spawn.path} cannot be started: its limit of {spawn.limits.address_space >> 20} MiB"
             f" of address space is less than the {own_address_space >> 20} MiB Python itself takes",
-            "raise the memory quota",
+            "raise the address_space quota",
         )
 
 

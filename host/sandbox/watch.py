@@ -3,7 +3,9 @@
 (waitid has the signal only, a zombie's /proc/PID/syscall is empty, audit needs privileges.) So the
 launcher puts a filter above all it starts that hands forbidden calls to a listener, and the
 inferlet's own filter answers TRACE for them, which ranks below. The caller is held inside its call,
-which never happens; the launcher kills the process and knows the number.
+which never happens; the launcher kills the process and knows the number. What the launcher itself
+does in a child's set-up passes, by a secret number (`calls.PASSAGE`). A script could find it in the
+memory it shares with the zygote, but all it gains is that its own filter refuses such a call.
 
 Nothing but the name depends on the launcher. Should the listener be gone, TRACE without a tracer
 refuses the call (ENOSYS); a caller that a signal gets out before the launcher looks is refused too.
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from . import kernel
 from .bpf import watch_filter
+from .calls import PASSAGE
 from .policy import load
 
 
@@ -25,7 +28,7 @@ class Watch:
     def __init__(self) -> None:
         """Filters this process, for ever. OSError if the kernel cannot, or another listener is
         above this process already (EBUSY, in some containers)."""
-        program = kernel.SeccompProgram(watch_filter(load("native")).code)
+        program = kernel.SeccompProgram(watch_filter(load("native"), PASSAGE).code)
         kernel.set_no_new_privs()
         self._listener = program.load_with_listener()
 

@@ -47,6 +47,7 @@ class Server:
                 self._grants[message.seat] = message
             elif isinstance(message, Gone):
                 self._grants.pop(message.seat, None)
+                self._link.send(message)
             else:
                 grant = self._grants.get(message.seat)
                 call = message.call

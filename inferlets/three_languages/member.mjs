@@ -2,7 +2,8 @@
 //
 // main.py starts it with: its language, the group's name, its part of the text, and how many tokens
 // to go on for. It does what the other two do: saves its part, says so, and goes on from each.
-import { args, ask, detokenize, Failed, finish, limits, model, tell } from './abi.mjs';
+// An inferlet reads only its own folder, so make puts this file beside a copy of abi.mjs in build/.
+import { args, ask, Failed, finish, limits, model, octetsOf, tell } from './abi.mjs';
 
 const SEND = 1, RECEIVE = 2, CREATE_QUEUE = 3, DESTROY_QUEUE = 4, ALLOC_KVPAGE = 8;
 const COPY_KVPAGE = 11, ALLOC_EMB = 13, EMBED_TXT = 16, FORWARD = 17, SAMPLE = 19, TOKENIZE = 20;
@@ -88,7 +89,7 @@ async function goOn(whose, sender) {
     }
   }
   tell(DESTROY_QUEUE, QUEUE);
-  const report = `${whose} ${sender} ${length} ${pages} ${detokenize(text)}`;
+  const report = `${whose} ${sender} ${length} ${pages} ${octetsOf(text)}`;
   tell(SEND, Buffer.from(report));
 }
 

@@ -85,10 +85,7 @@ static void print_dist(void)
         print_error(code);
         return;
     }
-    printf("dist");
-    for (uint32_t i = 0; i < dist.count; i++)
-        printf(" %u %.9g", dist.tokens[i], (double)dist.probabilities[i]);
-    putchar('\n');
+    print_entries(&dist);
 }
 
 /* `offset` and the number of floats: those of ring out. */

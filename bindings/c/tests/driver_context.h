@@ -28,17 +28,23 @@ static bool long_enough(const char *string, size_t length, void *user)
 }
 
 /* The second most probable token; "low": the lowest id; "end": ends after the first look; "wrong":
- * an id that is none. */
+ * an id that is none; "beside": the id after that of the most probable; "tell": the most probable,
+ * and prints all. */
 static pie_ref pick(const pie_dist *dist, void *user)
 {
     (void)user;
     pie_ref low = dist->tokens[0];
     for (uint32_t i = 0; i < dist->count; i++)
         low = dist->tokens[i] < low ? dist->tokens[i] : low;
-    return !strcmp(choice, "end")     ? PIE_NO_TOKEN
-           : !strcmp(choice, "wrong") ? 1000000
-           : !strcmp(choice, "low")   ? low
-                                      : dist->tokens[1];
+    if (!strcmp(choice, "tell")) {
+        print_entries(dist);
+        return dist->tokens[0];
+    }
+    return !strcmp(choice, "end")      ? PIE_NO_TOKEN
+           : !strcmp(choice, "wrong")  ? 1000000
+           : !strcmp(choice, "low")    ? low
+           : !strcmp(choice, "beside") ? dist->tokens[0] + 1
+                                       : dist->tokens[1];
 }
 
 /* Token n may be one whose id is n modulo 3; "three": and after three there is no more to say;

@@ -176,6 +176,14 @@ static void print_exports(const pie_value *v)
     }
 }
 
+static void print_entries(const pie_dist *dist)
+{
+    printf("dist");
+    for (uint32_t i = 0; i < dist->count; i++)
+        printf(" %u %.9g", dist->tokens[i], (double)dist->probabilities[i]);
+    putchar('\n');
+}
+
 static void print_value(int code, pie_value v)
 {
     if (code) {

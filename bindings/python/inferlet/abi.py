@@ -1,7 +1,8 @@
 """The inferlet ABI, version 1: the one Python definition of every message.
 
 `docs/abi.md` is the contract in words; this file is the same contract as types. The SDK encodes
-with it, the controller decodes with it. It imports nothing of piehost.
+with it, the controller decodes with it. It imports nothing of piehost. One page although it is
+long, because a contract is looked up: nine tenths are a list of commands in the order of their ops.
 
 A frame is one ZMTP message (RFC 23 traffic framing) whose body is a msgpack array of commands
 (inferlet to controller) or answers (controller to inferlet). A command is a short array

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Sequence
-from types import TracebackType
+from typing import TypeVar
 
 from .abi import (
     MAX_FRAME_BYTES,
@@ -20,10 +21,13 @@ from .abi import (
 )
 from .checks import message, text, texts
 from .connection import Connection
-from .errors import ClosedError
-from .future import Answer, Future, after, nothing, same
+from .errors import ClosedError, InferletError
+from .future import Answer, Composite, Future, Steps, nothing, same
 from .runtime import Runtime, runtime
+from .scope import Scoped
 from .series import Series
+
+T = TypeVar("T")
 
 
 def spawn(program: str = "", args: Sequence[str] = ()) -> Child:
@@ -37,8 +41,11 @@ def spawn(program: str = "", args: Sequence[str] = ()) -> Child:
     return Child(runtime, program, texts("args", args, MAX_SPAWN_ARGS, MAX_FRAME_BYTES))
 
 
-class Child(Series[bytes]):
+class Child(Scoped, Series[bytes]):
     """A child: its messages, for `for` and `async for`, or one by one with `receive`.
+
+    What a `send` fails with that nobody has asked for fails the next wait for the child instead,
+    which might never end: what it waits for may be the child's answer to that message.
 
     As a context manager it is ended if it still runs. Otherwise it runs on, referred to or not,
     until this inferlet ends.
@@ -50,18 +57,8 @@ class Child(Series[bytes]):
         self.id: Future[str] = self.connection.ask(
             Spawn(None, self._number, program, args), Answer(self.connection, same)
         )
-        self._exit: Future[int] | None = None
-
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.end()
+        self._exit: Answer[int] | None = None
+        self._sends: deque[_Sent] = deque()  # those that may have failed without anybody knowing
 
     def __del__(self) -> None:
         if number := getattr(self, "_number", 0):  # not there if the constructor raised
@@ -70,12 +67,18 @@ class Child(Series[bytes]):
 
     def send(self, data: str | bytes) -> Future[None]:
         """Sends a message; messages keep their bounds and order. Nobody has to wait for the
-        answer. ArgumentError if it is longer than 60,000 octets."""
+        answer: QuotaError if too much waits for the child, ClosedError if it reads no more.
+        ArgumentError if it is longer than 60,000 octets."""
         command = SendChild(None, self.number, message(data))
-        return after(self.id, self.connection.ask(command, Answer(self.connection, nothing)))
+        answer = self.connection.ask(command, Answer(self.connection, nothing))
+        while self._sends and self._sends[0].settled:
+            self._sends.popleft()
+        self._sends.append(_Sent(self.id, answer))
+        return self._sends[-1]
 
     def receive(self) -> Future[bytes]:
-        """The child's next message. ClosedError if there will be none."""
+        """The child's next message. ClosedError if there will be none; what a `send` before the
+        wait failed with, if nobody has asked: the message then comes with the next `receive`."""
         return self._next()
 
     def close(self) -> None:
@@ -83,12 +86,12 @@ class Child(Series[bytes]):
         self.connection.append(CloseChild(None, self.number))
 
     def wait(self) -> Future[int]:
-        """Its exit code, once it has ended; 128 + n: by signal n."""
+        """Its exit code, once it has ended; 128 + n: by signal n. Fails as `receive` with what a
+        `send` failed with; another `wait` then gives the code."""
         if self._exit is None:
             command = WaitChild(None, self.number)
-            answer = Answer(self.connection, same)
-            self._exit = after(self.id, self.connection.ask(command, answer))
-        return self._exit
+            self._exit = self.connection.ask(command, Answer(self.connection, same))
+        return Composite(self._behind_sends(self._exit))
 
     def end(self) -> None:
         """Ends the child if it runs; nothing if this was called before."""
@@ -96,6 +99,9 @@ class Child(Series[bytes]):
         if number:
             with contextlib.suppress(ClosedError):
                 self.connection.append(EndChild(None, number))
+
+    def _leave(self) -> None:
+        self.end()
 
     @property
     def number(self) -> int:
@@ -106,7 +112,64 @@ class Child(Series[bytes]):
 
     def _ask(self) -> Future[bytes]:
         command: Command = ReceiveChild(None, self.number)
-        return after(self.id, self.connection.ask(command, Answer(self.connection, same)))
+        answer = self.connection.ask(command, Answer(self.connection, same))
+        return Composite(self._received(answer))
+
+    def _received(self, answer: Answer[bytes]) -> Steps[bytes]:
+        try:
+            message: bytes = yield from self._behind_sends(answer)
+        except InferletError:
+            if answer.error is None:  # the next one gets the message, come or still to come
+                self._given_up.append(Composite(self._received(answer)))
+            raise
+        return message
+
+    def _behind_sends(self, answer: Answer[T]) -> Steps[T]:
+        """`answer`, unless a message did not get there and nobody has asked what became of it."""
+        yield self.id  # whose error tells more than what then becomes of the others
+        for sent in list(self._sends):
+            try:
+                yield sent.answer
+            except InferletError:
+                if not sent.settled:
+                    sent.asked = True
+                    raise
+        value: T = yield answer
+        return value
+
+
+class _Sent(Composite[None]):
+    """A message on its way."""
+
+    __slots__ = ("answer", "asked")
+
+    def __init__(self, started: Future[str], answer: Answer[None]) -> None:
+        """`started` tells more, if it failed, than what then becomes of `answer`."""
+        self.answer = answer
+        self.asked = False  # somebody knows what became of it, or waits for that
+
+        def steps() -> Steps[None]:
+            yield started
+            yield answer
+
+        super().__init__(steps())
+
+    @property
+    def settled(self) -> bool:
+        """Nobody has to be told any more what became of it. That the child reads no more is no
+        reason not to wait for what it has said, or for its exit code."""
+        error = self.answer.error
+        told = self.asked or error is None or isinstance(error, ClosedError)
+        return self.answer.answered and told
+
+    def result(self) -> None:
+        self.asked = True
+        super().result()
+
+    @property
+    def error(self) -> Exception | None:
+        self.asked = True
+        return super().error
 
 
 class _Ended(Answer[None]):

@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING
 
 from .abi import Cancel, Command, CreateQueue, DestroyQueue, SetQueuePriority, Synchronize
 from .checks import integer
-from .errors import HandleError
+from .errors import CancelledError, HandleError, InferletError
 from .future import Answer, Future, nothing
+from .scope import Scoped
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
+    from .connection import Connection
     from .model import Model
 
 
-class CommandQueue:
+class CommandQueue(Scoped):
     """Commands in order, each as if carried out before the next; `with` destroys it at the end.
 
     Destroying it cancels what has not run and frees every page, embed and token made through it.
@@ -31,18 +30,8 @@ class CommandQueue:
         self._number = self.runtime.new_handle()
         self._confirmed = self._number  # handles up to this one are covered by a synchronize
         self._doubtful: list[range] = []  # those among which an allocation may have failed
+        self._owed: list[Exception] = []  # met by `release`, to be reported by `synchronize`
         self._connection.append(CreateQueue(None, self._number, model.index))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.destroy()
 
     def __del__(self) -> None:
         if hasattr(self, "_doubtful"):  # false if the constructor raised
@@ -54,6 +43,9 @@ class CommandQueue:
             self.destroyed = True
             self._connection.release(DestroyQueue(None, self._number))
 
+    def _leave(self) -> None:
+        self.destroy()
+
     @property
     def number(self) -> int:
         """The queue on the wire. HandleError once it is destroyed."""
@@ -63,12 +55,14 @@ class CommandQueue:
 
     def release(self, number: int, dealloc: Command) -> None:
         """Queues `dealloc` of the handle `number`; called by finalizers."""
-        self._connection.release(dealloc)
-        if any(number in numbers for numbers in self._doubtful):
-            # it may not exist, and that error must not stop the queue
-            self._connection.release(
-                Synchronize(None, self._number), Answer(self._connection, nothing)
-            )
+        connection = self._connection
+        if not any(number in numbers for numbers in self._doubtful):
+            connection.release(dealloc)
+            return
+        # it may not exist: that error must not stop the queue, nor hide one from before
+        connection.release(Synchronize(None, self._number), _Earlier(connection, self._owed))
+        connection.release(dealloc)
+        connection.release(Synchronize(None, self._number), Answer(connection, nothing))
 
     def doubt(self, handles: range) -> None:
         """Some of `handles` may never have been made, because a command failed or was dropped."""
@@ -79,8 +73,16 @@ class CommandQueue:
 
     def vouch(self) -> None:
         """What is not freed by now was made after all: its `release` needs no `synchronize`, which
-        would take an error that is not its own away from what comes behind."""
+        would take an error that is not its own away from what comes behind. What those before this
+        have met is of commands that nobody asks about."""
         self._doubtful.clear()
+        self._owed = []  # another one than theirs
+
+    def take_owed(self) -> Exception | None:
+        """The error that a `release` met before what is answered now."""
+        owed = self._owed[0] if self._owed else None
+        self._owed.clear()
+        return owed
 
     def _unconfirmed(self) -> range:
         """Handles made since this was last asked."""
@@ -102,7 +104,34 @@ class CommandQueue:
         """Drops, at once, what the accelerator has not begun: those futures fail with
         CancelledError, and the queue goes on."""
         self._connection.append(Cancel(None, self.number))
+        # It drops what made handles, but not the deallocs behind that, which must not stop the
+        # queue. A HandleError from before is lost with theirs: nobody can tell them apart.
+        behind = _Earlier(self._connection, self._owed, HandleError)
+        self._connection.ask(Synchronize(None, self._number), behind)
         self.doubt(self._unconfirmed())
+
+
+class _Earlier(Answer[None]):
+    """A `synchronize` that the program did not ask for. What it reports is an error of the
+    program's own commands, which the next one that it asks for owes it, unless it is `not_owed`."""
+
+    __slots__ = ("_not_owed", "_owed")
+
+    def __init__(
+        self,
+        connection: Connection,
+        owed: list[Exception],
+        *not_owed: type[InferletError],
+    ) -> None:
+        super().__init__(connection, nothing)
+        self._owed = owed
+        # cancelled: it was not carried out
+        self._not_owed: tuple[type[InferletError], ...] = (CancelledError, *not_owed)
+
+    def fail(self, error: Exception) -> None:
+        if not isinstance(error, self._not_owed):
+            self._owed.append(error)
+        super().fail(error)
 
 
 class _Synchronized(Answer[None]):
@@ -115,6 +144,13 @@ class _Synchronized(Answer[None]):
         self._queue = queue
         self._made = made
 
+    def resolve(self, value: object) -> None:
+        if (owed := self._queue.take_owed()) is not None:
+            self.fail(owed)
+        else:
+            super().resolve(value)
+
     def fail(self, error: Exception) -> None:
         self._queue.doubt(self._made)
-        super().fail(error)
+        carried_out = not isinstance(error, CancelledError)
+        super().fail((self._queue.take_owed() if carried_out else None) or error)

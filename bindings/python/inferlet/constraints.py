@@ -5,7 +5,8 @@
 A constraint is asked before each token, with the tokens generated so far, and gives what may come
 next: token ids, a bool array of shape (vocab_size,), such bits packed (least significant first),
 None for all tokens, or `END`, which ends the generation there. It should allow an end token where
-the text may end.
+the text may end. With a sampler it decides first: the sampler gets what is allowed of the `k` most
+probable tokens.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 
 from .checks import integer, wrong_type
+from .distribution import Distribution
 from .errors import ArgumentError, MaskError
 from .sampling import pack_token_mask
 
@@ -58,6 +60,25 @@ def packed_mask(allowed: Allowed, vocab_size: int, generated: int) -> bytes | No
             "allow at least one, an end token say, or return inferlet.END to end there",
         )
     return pack_token_mask(octets, vocab_size)
+
+
+def restricted(distribution: Distribution, mask: bytes) -> Distribution:
+    """What `mask` leaves of `distribution`, its probabilities adding up to 1; a copy. MaskError if
+    that is nothing."""
+    import numpy as np  # slow to import, and few programs need it
+
+    ids, octets = distribution.ids, np.frombuffer(mask, np.uint8)
+    kept = (octets[ids >> 3] >> (ids & 7) & 1) == 1
+    ids, probs = ids[kept], distribution.probs[kept]
+    if not len(ids):
+        raise MaskError(
+            f"the constraint allows none of the {len(distribution)} most probable tokens, which "
+            "are all that the sampler gets",
+            "give a larger k, or no sampler: then all of the vocabulary is looked at",
+        )
+    total = probs.sum(dtype=float)
+    even = np.full(len(ids), 1 / len(ids))  # where f32 cannot tell them from 0
+    return Distribution(ids, (probs / total if total else even).astype(np.float32))
 
 
 def _bits(tokens: Iterable[int], vocab_size: int) -> bytes:

@@ -12,10 +12,9 @@ from .checks import integer, out_of_range, wrong_type
 from .errors import ArgumentError, HandleError, InferletError, PositionError
 from .future import Future, gather
 from .generation import TextOptions, TextStream, TokenOptions, TokenStream, check_names
+from .scope import Scoped
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from .model import Model
 
 MAX_HIDDEN = 500  # ranges of hidden tokens; a forward reads at most 1,024 spans
@@ -33,9 +32,9 @@ class Stats:
     tokens_per_second: float | None  # of the latest generation, behind its first token
 
 
-class Context:
+class Context(Scoped):
     """Tokens that can be extended, generated from, forked, trimmed, hidden and saved. Each has its
-    own queue. Token i is at position i, whatever is hidden.
+    own queue. Token i is at position i, whatever is hidden. `with` and `async with` close it.
 
     After a call on the queue has failed the context is usable again: it gives back what it held,
     and computes again, when asked, what is not evicted, attending to what is then visible.
@@ -52,20 +51,12 @@ class Context:
         if prompt is not None:
             self.fill(prompt)
 
-    def __enter__(self) -> Context:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Gives everything back now. Its tokens and text can still be read."""
         self.cache.close()
+
+    def _leave(self) -> None:
+        self.close()
 
     def __len__(self) -> int:
         return len(self.all_tokens)
@@ -119,9 +110,15 @@ class Context:
         self._settle()
         if isinstance(more, str):
             more = self.model.tokenize(more, special=not self.all_tokens).result()
+        given: list[Any] = [more] if isinstance(more, Mapping) else list(more)
+        if given and isinstance(given[0], Mapping):
+            raise ArgumentError(
+                "a prompt of dicts, which are chat messages and no tokens",
+                "use chat(messages) of the context: it puts them into the model's template",
+            )
         most = self.model.vocab_size - 1
         valid = f"ids from 0 to {most}: the vocabulary has {most + 1} tokens"
-        tokens = [integer("a token", token, most, valid) for token in more]
+        tokens = [integer("a token", token, most, valid) for token in given]
         total, most = len(self.all_tokens) + len(tokens), self.model.max_context
         if total > most:
             raise PositionError(
@@ -234,7 +231,8 @@ class Context:
 
         ArgumentError if an option is out of range or the context is empty; PositionError if it is
         full; while iterating, what the forward pass fails with, MaskError if the constraint allows
-        nothing, and what the program's own functions raise.
+        nothing, or none of the `k` tokens that a sampler gets, and what the program's own
+        functions raise.
         """
         check_names(options, TextOptions.__optional_keys__)
         strings, stop_when = options.pop("stop_strings", ()), options.pop("stop_when", None)

@@ -22,6 +22,13 @@ class Future(ABC, Generic[T]):
 
     __slots__ = ("_error", "_value", "answered")
 
+    def __init_subclass__(cls, public: bool = False) -> None:
+        """Python's own errors name the class ("'Future' object is not iterable"), and programs
+        know only those that are `public`."""
+        super().__init_subclass__()
+        if not public:
+            cls.__name__ = "Future"
+
     def __init__(self) -> None:
         self._value: T
         self._error: Exception | None = None
@@ -174,15 +181,15 @@ class Composite(Future[T]):
         try:
             if last is None:
                 self._current = next(self._steps)
-            elif last._error is not None:
-                self._current = self._steps.throw(last._error)
+            elif (error := last.error) is not None:
+                self._current = self._steps.throw(error)
             else:
                 self._current = self._steps.send(last._value)
             return
         except StopIteration as end:
             self._value = end.value
-        except Exception as error:
-            self._error = error
+        except Exception as failure:
+            self._error = failure
         self.answered = True
         self._current = self._steps = None
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from .checks import U32_MAX, integer, wrong_type
-from .constraints import END, Constraint, packed_mask
+from .constraints import END, Constraint, packed_mask, restricted
 from .distribution import Distribution
 from .errors import ArgumentError, InferletError
 from .future import Future
@@ -38,7 +38,8 @@ class TokenOptions(Sampling, total=False):
     """How to generate tokens; what is left out is off, or as said."""
 
     stop: Sequence[int] | None  # tokens to end before; None, the default: the model's end tokens
-    sampler: Sampler | None  # picks each token of the `k` most probable; None ends there
+    sampler: Sampler | None  # picks each token of those of the `k` most probable that the
+    # constraint allows, their probabilities adding up to 1 then; None ends there
     k: int  # 256, or the vocabulary or `limits.top_k` if that is less
     constraint: Constraint | None  # what may come next: see `constraints.py`
     logprobs: bool  # gather each token's log-probability
@@ -76,7 +77,7 @@ class TokenStream(Iterator[int], AsyncIterator[int]):
         self._position = len(context)  # of the next token to queue
         self._steps: deque[Future[Any]] = deque()  # queued, not looked at yet
         self._history: History | None = None
-        self._mask: bytes | None = None  # of the step that is being queued
+        self._mask: bytes | None = None  # of the step that was queued last
         self.generated: list[int] = []
         self.logprobs: list[float] = []
         self.finish_reason: FinishReason | None = None
@@ -216,14 +217,20 @@ class TokenStream(Iterator[int], AsyncIterator[int]):
         return int(token)
 
     def _chosen(self, distribution: Distribution) -> tuple[int | None, float | None]:
-        """What the sampler takes of `distribution`, and its log-probability if it is in there."""
+        """What the sampler takes of what the constraint leaves of `distribution`, and its
+        log-probability if it is in there."""
         assert self._sampler is not None
-        ids, probs = distribution.ids, distribution.probs
+        ids, probs, mask = distribution.ids, distribution.probs, self._mask
         try:
-            token = self._sampler(distribution)
+            token = self._sampler(distribution if mask is None else restricted(distribution, mask))
             if token is not None:
                 most = self._model.vocab_size - 1
                 token = integer("the sampler's token", token, most, f"0 to {most}, or None to end")
+                if mask is not None and not mask[token >> 3] >> (token & 7) & 1:
+                    raise ArgumentError(
+                        f"the sampler's token is {token}, which the constraint does not allow",
+                        "give one of the ids that the sampler gets, or None to end",
+                    )
         except BaseException:
             self._context.stopped()
             self._finish("error")
@@ -261,10 +268,6 @@ class TokenStream(Iterator[int], AsyncIterator[int]):
                 raise wrong_type(name, function, "a function")
         if self._sampler is None:
             return
-        if self._constraint is not None:
-            raise ArgumentError(
-                "there are a sampler and a constraint", "let one of them decide what comes next"
-            )
         off = check_sampling({}).items()
         if other := [name for name, value in off if self._sampling.get(name) != value]:
             raise ArgumentError(

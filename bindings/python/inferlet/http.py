@@ -7,7 +7,6 @@ import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from .abi import (
@@ -27,6 +26,7 @@ from .checks import octets, text, wrong_type
 from .errors import ArgumentError, ClosedError, InferletError
 from .future import Answer, Composite, Future, Steps, nothing, same
 from .runtime import Runtime, runtime
+from .scope import Scoped
 from .series import Series
 
 _WRITES = 4  # parts of a body on their way at once
@@ -86,7 +86,7 @@ class Head:
     headers: dict[str, str]  # names in lower case
 
 
-class Response(Series[bytes]):
+class Response(Scoped, Series[bytes]):
     """A response: `status` and `headers`, which wait (or `await` the response, or its `head`), and
     the body: whole by `read`, `text` and `json`, or in parts by `for` and `async for`.
 
@@ -112,17 +112,6 @@ class Response(Series[bytes]):
         self.head: Future[Head] = (
             answer if parts is None else Composite(self._upload(answer, parts))
         )
-
-    def __enter__(self) -> Response:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __await__(self) -> Generator[Any, None, Response]:
         yield from self.head.__await__()
@@ -183,6 +172,9 @@ class Response(Series[bytes]):
         if number:
             with contextlib.suppress(ClosedError):
                 self.connection.append(HttpClose(None, number))
+
+    def _leave(self) -> None:
+        self.close()
 
     def forget(self) -> None:
         """The stream was never opened, so there is nothing to close."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from .abi import Broadcast, NextMessage, Subscribe, Unsubscribe
@@ -12,6 +11,7 @@ from .checks import message, name_of
 from .errors import ClosedError
 from .future import Answer, Future, after, nothing, same
 from .runtime import Runtime, runtime
+from .scope import Scoped
 from .series import Series
 
 
@@ -43,7 +43,7 @@ def subscribe(topic: str, *, job: bool = False) -> Subscription:
     return Subscription(runtime, name_of("the topic", topic), bool(job))
 
 
-class Subscription(Series[Message]):
+class Subscription(Scoped, Series[Message]):
     """Messages as they come, for `for` and `async for`, or one by one with `receive`.
 
     Ends with its `with` block, or when nothing refers to it any more. `subscribed` is answered
@@ -59,17 +59,6 @@ class Subscription(Series[Message]):
             Subscribe(None, self._number, topic, job), Answer(self.connection, nothing)
         )
 
-    def __enter__(self) -> Subscription:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.unsubscribe()
-
     def __del__(self) -> None:
         if getattr(self, "_number", 0):  # not there if the constructor raised
             self.connection.release(Unsubscribe(None, self._number))
@@ -84,6 +73,9 @@ class Subscription(Series[Message]):
         if number:
             with contextlib.suppress(ClosedError):
                 self.connection.append(Unsubscribe(None, number))
+
+    def _leave(self) -> None:
+        self.unsubscribe()
 
     def _ask(self) -> Future[Message]:
         if not self._number:

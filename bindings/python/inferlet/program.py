@@ -7,7 +7,6 @@ import contextlib
 import inspect
 import os
 import sys
-import traceback
 import typing
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
@@ -43,7 +42,8 @@ def inferlet(function: F) -> F:
     or ends: `flush()` before it sleeps or computes for long.
 
     Exits with 1 after an `InferletError`, which is printed on one line (`--debug` or
-    PIEHOST_DEBUG adds the traceback), and with 2 for a wrong command line. TypeError, when
+    PIEHOST_DEBUG adds the traceback), and after any other exception, whose traceback begins with
+    the function's own frame; with 2 for a wrong command line. TypeError, when
     decorating, for a parameter that cannot be an option.
     """
     program = _Program(function)
@@ -88,11 +88,14 @@ class _Program:
             return _EXIT_USAGE
         except InferletError as error:
             if debug:
-                traceback.print_exc()
+                _print_traceback(error)
             else:
                 _print_error(f"error: {' '.join(str(error).split())}")
             with contextlib.suppress(InferletError):
                 flush()
+            return _EXIT_ERROR
+        except Exception as error:
+            _print_traceback(error)
             return _EXIT_ERROR
         return 0
 
@@ -156,6 +159,19 @@ def _send_text(piece: object) -> None:
     data = piece if isinstance(piece, bytes) else str(piece).encode()
     for at in range(0, len(data), MAX_MESSAGE_BYTES):
         send(data[at : at + MAX_MESSAGE_BYTES])
+
+
+def _print_traceback(error: Exception) -> None:
+    """As Python would, without the frames of this file and of the event loop that it runs, which
+    come before the function's own."""
+    own = _print_traceback.__code__.co_filename
+    at = trace = error.__traceback__
+    while at is not None:
+        if at.tb_frame.f_code.co_filename == own and at.tb_next is not None:
+            trace = at.tb_next
+        at = at.tb_next
+    sys.excepthook(type(error), error.with_traceback(trace), trace)
+    sys.stderr.flush()
 
 
 def _print_error(line: str) -> None:

@@ -7,10 +7,12 @@ commands fail with it, until `synchronize` has reported it (`docs/abi.md` sectio
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import FunctionType
 from typing import TYPE_CHECKING, SupportsIndex
 
 from .abi import Forward
 from .checks import U32_MAX, integer, position, wrong_type
+from .command_queue import CommandQueue
 from .errors import MaskError, SpanError
 from .exports import ExportCalls
 from .inputs import InputCalls
@@ -72,6 +74,13 @@ class Queue(InputCalls, OutputCalls, ExportCalls):
             )
         )
         return outputs
+
+
+# Python's own errors name a method by the class that defines it, and programs know only `Queue`
+for _part in [part for part in Queue.__mro__ if issubclass(part, CommandQueue)]:
+    for _name, _member in vars(_part).items():
+        if isinstance(_member, FunctionType):
+            _member.__qualname__ = f"Queue.{_name}"
 
 
 def _pack_mask(mask: NDArray[np.bool_], inputs: Embeds, read: list[KvSpan]) -> bytes:

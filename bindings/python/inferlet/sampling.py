@@ -180,7 +180,7 @@ def pack_token_mask(mask: NDArray[np.bool_] | bytes, vocab_size: int) -> bytes:
     return packed
 
 
-class Token(Answer["int | None"]):
+class Token(Answer["int | None"], public=True):
     """A sampled token: the accelerator knows it first, this future when its answer comes.
 
     `embed_txt` takes it before that. Its value is None if an earlier stop dropped the sample.

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import ArgumentError, InferletError, PositionError
+from .errors import ArgumentError, InferletError, NotFoundError, PositionError
 from .exports import Imported, list_exported, unexport_kvpage
 from .future import gather
 
@@ -56,8 +56,8 @@ def unpack_part(name: str, meta: bytes) -> Part:
 
 
 def save(cache: KvCache, tokens: Sequence[int], name: str, lease: float | None) -> None:
-    """Exports all of `tokens`, which must be written, and waits. Raises what `export_kvpage`
-    raises; then nothing is saved."""
+    """Exports all of `tokens`, which must be written, and waits. ArgumentError if the name is taken
+    or too long, QuotaError beyond `export_pages`; then nothing is saved."""
     length = len(tokens)
     starts = range(0, length, PART_TOKENS)
     exports = []
@@ -70,13 +70,14 @@ def save(cache: KvCache, tokens: Sequence[int], name: str, lease: float | None) 
     try:
         for _, export in exports:
             export.result()
-    except InferletError:
+    except InferletError as error:
         with contextlib.suppress(InferletError):  # it is this one; the queue goes on
             cache.queue.synchronize().result()
         for what, export in exports:
             if export.error is None:
                 unexport_kvpage(what).result()
-        raise
+        failed = next(what for what, export in exports if export.error is not None)
+        raise _refused(name, failed, error) from None
     cache.slots.share(length)
 
 
@@ -85,7 +86,10 @@ def restore(cache: KvCache, name: str) -> list[int]:
     a part is missing, ArgumentError if it is no saved context or of another model, PositionError
     if the model's context cannot hold it."""
     model = cache.model
-    first = cache.queue.import_kvpage(name).result()
+    try:
+        first = cache.queue.import_kvpage(name).result()
+    except NotFoundError:
+        raise _not_found(name) from None
     head = unpack_part(name, first.meta)
     if head.length > model.max_context:
         raise PositionError(
@@ -96,7 +100,12 @@ def restore(cache: KvCache, name: str) -> list[int]:
     if not whole or head.written > head.length:
         raise _not_saved(name, "its meta does not add up")
     names = [part_name(name, part) for part in range(head.parts)]
-    others = gather(*[cache.queue.import_kvpage(other) for other in names[1:]]).result()
+    try:
+        others = gather(*[cache.queue.import_kvpage(other) for other in names[1:]]).result()
+    except NotFoundError:
+        raise NotFoundError(
+            f"a part of the saved context {name!r} is gone", f"unsave({name!r}), and save it again"
+        ) from None
     tokens: list[int] = []
     for part, imported in enumerate([first, *others]):
         tokens += _checked_part(model, names[part], part, imported, head)
@@ -125,11 +134,33 @@ def _checked_part(
 def unsave(name: str) -> None:
     """Ends the saved context `name`: all its exports, by whichever inferlet of the user they were
     made. What was restored stays. NotFoundError if there is none."""
-    unexport_kvpage(name).result()
+    try:
+        unexport_kvpage(name).result()
+    except NotFoundError:
+        raise _not_found(name) from None
     prefix = f"{name}#"
     others = [export.name for export in list_exported(prefix).result()]
     parts = [other for other in others if other.removeprefix(prefix).isdigit()]
-    gather(*[unexport_kvpage(part) for part in parts]).result()
+    for export in [unexport_kvpage(part) for part in parts]:
+        with contextlib.suppress(NotFoundError):  # its lease has run out meanwhile
+            export.result()
+
+
+def _refused(name: str, part: str, error: InferletError) -> InferletError:
+    """Why `save` could not export `part` of the context `name`, to who knows nothing of exports."""
+    if isinstance(error, ArgumentError):
+        return ArgumentError(
+            f"the name {part!r} is taken by a saved context or an export",
+            f"unsave({name!r}) first, or save it under another name",
+        )
+    return type(error)(error.message, error.hint.replace("unexport_kvpage", "unsave"))
+
+
+def _not_found(name: str) -> NotFoundError:
+    return NotFoundError(
+        f"no saved context has the name {name!r}",
+        "save it first, with a lease if it is to outlive the inferlet that saves it",
+    )
 
 
 def _not_saved(name: str, why: str) -> ArgumentError:

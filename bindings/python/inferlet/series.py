@@ -66,7 +66,7 @@ class Series(ABC, Iterator[T], AsyncIterator[T]):
             self._given_up.append(future)
 
 
-class Listing(Composite[list[T]]):
+class Listing(Composite[list[T]], public=True):
     """All items of a list that is answered in pages: as a `Future` all at once, or one by one by
     `for` and `async for`. What changes meanwhile may be in it or not."""
 

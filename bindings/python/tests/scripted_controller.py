@@ -20,6 +20,8 @@ from inferlet.errors import CancelledError, ClosedError, HandleError, InferletEr
 from scripted_device import BOS, Device, History, next_token
 from scripted_services import Services
 
+GIVES_BACK = abi.DeallocKvPage | abi.DeallocEmb | abi.DeallocToken | abi.DeallocHistory
+
 
 class Controller(threading.Thread, Device):
     def __init__(
@@ -147,9 +149,10 @@ class Controller(threading.Thread, Device):
             self._answer(command.req, error)
 
     def _cancel(self, queue: int) -> None:
-        for command in self.queues[queue]:
+        dropped = [c for c in self.queues[queue] if not isinstance(c, GIVES_BACK)]
+        self.queues[queue] = deque(c for c in self.queues[queue] if isinstance(c, GIVES_BACK))
+        for command in dropped:
             self._answer(command.req, CancelledError("cancelled", "queue it again"))
-        self.queues[queue].clear()
 
     def _run_queues(self) -> None:
         for handle, queue in self.queues.items():
@@ -163,8 +166,7 @@ class Controller(threading.Thread, Device):
         if isinstance(command, abi.Synchronize):
             self._answer(command.req, self.errors.pop(queue, None))
             return
-        gives_back = abi.DeallocKvPage | abi.DeallocEmb | abi.DeallocToken | abi.DeallocHistory
-        if queue in self.errors and not isinstance(command, gives_back):
+        if queue in self.errors and not isinstance(command, GIVES_BACK):
             self._answer(command.req, self.errors[queue])
             return
         try:

@@ -293,7 +293,10 @@ class Device:
 
     def _ExportKvPage(self, c: abi.ExportKvPage) -> None:  # noqa: N802
         if c.name in self.exports:
-            raise ArgumentError("the name is in use", "choose another")
+            raise ArgumentError("the name is in use", "unexport_kvpage it, or use another")
+        held = sum(count for e in self.exports.values() for _, _, count in e.pages)
+        if held + sum(count for _, _, count in c.pages) > self.limits.export_pages:
+            raise QuotaError(f"more than the {held} exported", "unexport_kvpage what is done with")
         self.exports[c.name] = c
         self.exported[c.name] = [
             page for kv, first, count in c.pages for page in self.kv[kv][first : first + count]
@@ -304,7 +307,7 @@ class Device:
 
     def _ImportKvPage(self, c: abi.ImportKvPage) -> list[Any]:  # noqa: N802
         if c.name not in self.exports:
-            raise NotFoundError(f"no export {c.name!r}", "list them")
+            raise NotFoundError(f"no export {c.name!r}", "export_kvpage it first")
         self._new("kv", c.kv, c.queue)
         pages = self.exported[c.name]
         for page in pages:

@@ -86,6 +86,7 @@ class Services:
         self.requests: list[tuple[str, str, dict[str, str], bytearray]] = []
         self.streams: dict[int, Stream] = {}
         self.refuse_writes: InferletError | None = None
+        self.child_room = 1 << 20  # octets of a message to a child
         # a program gets (child, message or None at the end) and speaks by `say` and `exit`
         self.programs: dict[str, Callable[[int, bytes | None], None]] = {}
         self.children: dict[int, Child] = {}
@@ -254,7 +255,11 @@ class Services:
             self.programs[c.program](c.child, arg.encode())
 
     def _SendChild(self, c: abi.SendChild) -> None:  # noqa: N802
-        self._known(self.children, c.child)
+        box = self._known(self.children, c.child)
+        if box.closed:
+            raise ClosedError("it takes no more messages", "stop sending")
+        if len(c.data) > self.child_room:
+            raise QuotaError("too much waits for the child", "let it receive some")
         self.answer(c.req, None)
         self.programs[""](c.child, c.data)
 
@@ -284,7 +289,7 @@ class Services:
 
     def _UnexportKvPage(self, c: abi.UnexportKvPage) -> None:  # noqa: N802
         if self.exports.pop(c.name, None) is None:
-            raise NotFoundError(f"no export {c.name!r}", "list them")
+            raise NotFoundError(f"no export {c.name!r}", "export_kvpage it first")
         self.answer(c.req, None)
 
     def _ListExported(self, c: abi.ListExported) -> None:  # noqa: N802

@@ -8,7 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from inferlet import ArgumentError, Child, ClosedError, Future, NotFoundError, abi, gather, spawn
+from inferlet import (
+    ArgumentError,
+    Child,
+    ClosedError,
+    Future,
+    NotFoundError,
+    QuotaError,
+    abi,
+    gather,
+    spawn,
+)
 from scripted import Host
 
 
@@ -108,6 +118,56 @@ class TestChildren:
                 use(spawn("nobody")).result()
         with pytest.raises(NotFoundError):
             next(spawn("nobody"))
+
+    @pytest.mark.parametrize("first", [Child.receive, Child.wait, next])
+    def test_a_lost_message_fails_the_wait_for_what_it_would_bring(
+        self, attached: Host, first: Callable[[Child], Any]
+    ) -> None:
+        attached.controller.services.child_room = 5
+        with spawn() as child:
+            child.send("small")
+            child.send("too large")
+            with pytest.raises(QuotaError, match="too much waits"):
+                outcome = first(child)
+                outcome.result()
+            # once: the child goes on, and nothing it said is lost
+            assert child.receive().result() == b"small"
+            child.send("more")
+            assert next(child) == b"more"
+            child.close()
+            assert child.wait().result() == 3
+
+    def test_a_lost_message_fails_a_wait_under_asyncio(self, attached: Host) -> None:
+        attached.controller.services.child_room = 5
+
+        async def main() -> None:
+            with spawn() as child:
+                child.send("too large")
+                with pytest.raises(QuotaError):
+                    await child.receive()
+                child.send("small")
+                assert await child.receive() == b"small"
+
+        asyncio.run(main())
+
+    def test_a_lost_message_that_somebody_asked_about_fails_nothing_else(
+        self, attached: Host
+    ) -> None:
+        attached.controller.services.child_room = 5
+        with spawn() as child:
+            answer = child.receive()
+            for wrap in (lambda sent: sent, gather):
+                with pytest.raises(QuotaError):
+                    wrap(child.send("too large")).result()
+            child.send("small").result()
+            assert answer.result() == b"small"
+
+    def test_what_a_child_has_said_comes_though_it_reads_no_more(self, attached: Host) -> None:
+        with spawn() as child:
+            child.send("last")
+            child.close()
+            child.send("behind the end")
+            assert list(child) == [b"last"] and child.wait().result() == 3
 
     @pytest.mark.parametrize(
         "call",

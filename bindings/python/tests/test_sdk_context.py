@@ -276,6 +276,16 @@ def test_bad_parameters(host: Host) -> None:
         assert context.tokens == [5]
 
 
+@pytest.mark.parametrize(
+    "messages", [[{"role": "user", "content": "Hi"}], {"role": "user", "content": "Hi"}]
+)
+def test_chat_messages_are_no_prompt(host: Host, messages: object) -> None:
+    for fill in (host.model.context, host.model.context(PROMPT).fill):
+        with pytest.raises(ArgumentError, match="chat messages") as caught:
+            fill(messages)  # type: ignore[arg-type]
+        assert "chat(messages)" in caught.value.hint
+
+
 def test_sampling_parameters_arrive(host: Host) -> None:
     with host.model.context(PROMPT) as context:
         list(context.generate_tokens(4, temperature=0.5, top_k=3, top_p=0.5, min_p=0.25, seed=9))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+from typing import Any
 
 import pytest
 from inferlet import (
+    ArgumentError,
     CancelledError,
     ClosedError,
     Future,
@@ -15,6 +17,9 @@ from inferlet import (
     SpanError,
     abi,
     gather,
+    http_get,
+    list_exported,
+    spawn,
 )
 from inferlet.future import Composite, Steps, after
 from scripted import Host
@@ -53,6 +58,31 @@ def test_one_that_was_not_waited_for_says_so(peer: Peer) -> None:
     peer.connection.flush()
     peer.answer([0, 0, b"value"])
     assert future.result() == b"value" and str(future) == "<Future: b'value'>"
+
+
+def test_python_s_own_errors_name_what_programs_know(attached: Host) -> None:
+    with attached.model.queue() as queue:
+        out = queue.forward(queue.embed_txt([1]))
+        futures: list[Any] = [
+            attached.model.tokenize("x"),
+            gather(attached.model.tokenize("x")),
+            queue.synchronize(),
+            spawn().id,
+            spawn().receive(),
+            http_get("https://nowhere").head,
+            http_get("https://nowhere").text(),
+        ]
+        for future in futures:
+            with pytest.raises(TypeError, match=r"^'Future' object is not"):
+                iter(future)
+            with pytest.raises(ArgumentError, match="of type Future"):
+                queue.embed_txt(future)
+        for value, name in ((queue.sample(out), "Token"), (list_exported(), "Listing")):
+            assert type(value).__name__ == name
+        methods: list[Any] = [queue.forward, queue.sample, queue.alloc_kvpage, queue.synchronize]
+        for method in [*methods, queue.embed_txt, queue.export_kvpage, queue.cancel]:
+            with pytest.raises(TypeError, match=r"^Queue\.\w+\(\) "):
+                method(1, 2, 3, 4, 5)
 
 
 def test_a_second_thread_is_refused_instead_of_waiting_for_ever(peer: Peer) -> None:

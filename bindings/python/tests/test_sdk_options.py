@@ -363,7 +363,6 @@ def test_a_history_beyond_the_quota_fails_and_the_context_goes_on(
         ({"k": 5}, "no sampler"),
         ({"sampler": len, "k": 0}, "k is 0"),
         ({"sampler": len, "temperature": 1.0}, "temperature for another way"),
-        ({"sampler": len, "constraint": len}, "let one of them decide"),
         ({"stop": "x"}, "stop is"),
         ({"bias": [3]}, "bias is"),
         ({"presence_penalty": float("nan")}, "presence_penalty is nan"),

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from inferlet import ArgumentError, Context, NotFoundError, PositionError, abi, saved, unsave
+from inferlet import (
+    ArgumentError,
+    Context,
+    InferletError,
+    NotFoundError,
+    PositionError,
+    QuotaError,
+    abi,
+    saved,
+    unsave,
+)
 from scripted import Host
 from scripted_device import PAGE_SIZE, continuation
 
@@ -65,13 +75,48 @@ def test_a_name_in_use_leaves_nothing_half_saved(
     monkeypatch.setattr(saved, "PART_TOKENS", 2 * PAGE_SIZE)
     with attached.model.context(PROMPT[:5]) as first, attached.model.context(PROMPT) as second:
         first.save("mine")
-        with pytest.raises(ArgumentError, match="in use"):
+        with pytest.raises(ArgumentError, match="'mine' is taken"):
             second.save("mine")
         assert list(attached.controller.exports) == ["mine"]
         inputs = len(attached.controller.of(abi.Forward))
         second.save("other")
         assert len(attached.controller.of(abi.Forward)) == inputs, "nothing is computed again"
         assert list(second.generate_tokens(3)) == continuation(PROMPT, 3)
+
+
+def speaks_of_saved_contexts(error: InferletError, hint: str) -> bool:
+    return (
+        hint in error.hint and "export_kvpage" not in str(error) and "no export" not in str(error)
+    )
+
+
+def test_errors_speak_of_saved_contexts(attached: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saved, "PART_TOKENS", 2 * PAGE_SIZE)
+    with attached.model.context(PROMPT) as context:
+        with pytest.raises(NotFoundError, match="no saved context has the name 'a'") as missing:
+            attached.model.restore("a")
+        assert speaks_of_saved_contexts(missing.value, "save it first")
+        with pytest.raises(NotFoundError, match="no saved context has the name 'a'") as missing:
+            unsave("a")
+        assert speaks_of_saved_contexts(missing.value, "save it first")
+        context.save("a")
+        with pytest.raises(ArgumentError, match="'a#3' is taken") as taken:
+            context.save("a")
+        assert speaks_of_saved_contexts(taken.value, "unsave('a') first")
+        del attached.controller.exports["a#2"]
+        with pytest.raises(NotFoundError, match="part of the saved context 'a' is gone") as gone:
+            attached.model.restore("a")
+        assert speaks_of_saved_contexts(gone.value, "unsave('a')")
+        unsave("a")
+        assert not attached.controller.exports
+        with attached.model.context([1] * 390) as long:
+            long.save("b")
+            with attached.model.context([2] * 390) as more:
+                more.save("c")
+                with pytest.raises(QuotaError) as full:
+                    context.save("d")
+        assert speaks_of_saved_contexts(full.value, "unsave what is done with")
+        assert list(context.generate_tokens(3)) == continuation(PROMPT, 3)
 
 
 def test_what_cannot_be_saved(host: Host) -> None:

@@ -1,5 +1,4 @@
-// abi -- an inferlet's end of the connection, as docs/abi.md says. Other files here make the calls.
-// An inferlet reads only its own folder, so this is a copy of what ../node/text_completion does.
+// abi -- an inferlet's end of the connection: with no library, all of it follows from docs/abi.md.
 import fs from 'node:fs';
 import net from 'node:net';
 
@@ -97,9 +96,9 @@ export const { args, models: [model], limits } = decode(fs.readFileSync(6));
 
 const table = fs.readFileSync(7);
 const flags = 12 + 4 * (table.readUInt32LE(8) + 1), texts = flags + table.readUInt32LE(8);
-export function detokenize(tokens) {
+export function octetsOf(tokens) { // their text; a token may end within a character
   return Buffer.concat(tokens.filter((token) => !(table[flags + token] & 1)).map((token) => {
     const [start, end] = [12, 16].map((first) => texts + table.readUInt32LE(first + 4 * token));
     return table.subarray(start, end);
-  })).toString();
+  }));
 }

@@ -1,0 +1,1 @@
+"""Sabotaged builds: each takes one control away, and a test must notice."""
