@@ -79,6 +79,7 @@ def test_top_on_a_terminal(server: Server, client: Client, tmp_path: Path) -> No
     """It shows what comes, and Ctrl-C is how one leaves it."""
     pid, screen = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # background jobs ignore it
         command = [*PIEHOST, "top", "--interval", "0.1"]
         os.execvpe(command[0], command, {**server.terminal.environment, "TERM": "xterm"})
     shown = b""

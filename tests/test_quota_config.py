@@ -194,8 +194,7 @@ def test_a_closed_terminal_ends_the_server(terminal: Terminal, nohup: bool) -> N
     """SIGHUP of a terminal that goes away is no wish to read the configuration."""
     pid, screen = pty.fork()
     if pid == 0:
-        if nohup:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
         command = [*PIEHOST, "serve", *SCRIPTED]
         os.execvpe(command[0], command, terminal.environment)
     shown = b""
