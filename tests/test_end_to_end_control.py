@@ -459,6 +459,7 @@ def test_another_process_goes_on_from_an_export_exactly(case: Case) -> None:
     assert case.alone(**job, count=NEW_TOKENS - 1).tokens == expected[1:]
 
 
+@pytest.mark.alone
 def test_all_kinds_in_one_batch_equal_each_alone(case: Case) -> None:
     jobs = [make(case) for make in ALL]
     alone = [case.alone(**job) for job in jobs]
@@ -472,5 +473,5 @@ def test_all_kinds_in_one_batch_equal_each_alone(case: Case) -> None:
         for now, then in zip(reply.vectors, mine.vectors, strict=True):
             np.testing.assert_allclose(now, then, atol=1e-3 * then.std())
     decodes = after.decode_segments - before.decode_segments
-    assert decodes > after.decode_steps - before.decode_steps, "they did share steps"
+    assert decodes > 2 * (after.decode_steps - before.decode_steps), "they did share steps"
     assert after.pages_free == after.pages_total

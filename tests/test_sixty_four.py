@@ -10,6 +10,8 @@ import pytest
 from piehost.host.client import Client, Run
 from piehost.wire import client as wire
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 TOKENS = 48

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 from inferlet.abi import MAX_MESSAGE_BYTES
@@ -26,6 +27,9 @@ class Body:
 
     def __init__(self, response: aiohttp.ClientResponse, charge: Callable[[int], None]) -> None:
         self._content = response.content
+        connection = response.connection  # None once the whole body is here
+        protocol = connection.protocol if connection is not None else None
+        self._closed = protocol.closed if protocol is not None else None
         self._charge = charge
         coding = response.headers.get("Content-Encoding", "")
         self._decoding = is_decoded(coding)
@@ -62,12 +66,23 @@ class Body:
             self._input = received
 
     async def _receive(self) -> bytes:
+        reading = asyncio.ensure_future(self._content.read(MAX_MESSAGE_BYTES))
         try:
-            return await self._content.read(MAX_MESSAGE_BYTES)
-        except RuntimeError as error:  # aiohttp's, once a malformed chunk has ended the connection
-            raise UnavailableError(
-                f"the server's body breaks off before its end: {error}", "ask for it again"
-            ) from None
+            # aiohttp closes the connection at a malformed chunk, and leaves who waits to wait
+            waits: list[asyncio.Future[Any]] = [reading]
+            if self._closed is not None:
+                waits.append(self._closed)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                return reading.result()
+        except RuntimeError:
+            pass  # aiohttp's, at the next read after that
+        finally:
+            reading.cancel()
+        raise UnavailableError(
+            "the server's body breaks off before its end, or is not chunked as it says",
+            "ask for it again",
+        )
 
     def _count(self, received: int, decoded: int) -> None:
         self._received += received
