@@ -7,7 +7,7 @@ import os
 import resource
 import traceback
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 import zmq
@@ -32,6 +32,12 @@ _MAX_ARRIVED = 64  # messages handled at a time, before the host looks at anythi
 # a client takes two descriptors, and ZeroMQ aborts the process if it has none for a connection
 _DESCRIPTORS_PER_CLIENT = 8
 _LINGER_MS = 500  # at the host's end, for the last answers to leave
+_NO_MEMORY: Final = Reason(
+    code="host_memory",
+    what="the host cannot take this message",
+    why="it has no memory for it",
+    hint="send less, run fewer inferlets at once, or give the server more memory",
+)
 
 
 class Client:
@@ -113,23 +119,29 @@ class Clients:
         for _ in range(_MAX_ARRIVED):
             if self._router.closed:  # a call may be scheduled when the host closes
                 return
-            try:
-                identity, *parts = self._router.recv_multipart(zmq.NOBLOCK)
+            try:  # not copied: there may be no memory for that, and then it would be lost
+                sender, *parts = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            try:
-                self._received(identity, b"".join(parts))
-            except Exception:  # a fault of ours; other clients are heard all the same
-                traceback.print_exc()
-                self._complain(identity, "the host failed on it; its output says more")
+            self._hear(sender.bytes, [part.buffer for part in parts])
         self._drain_soon()
+
+    def _hear(self, identity: bytes, parts: list[memoryview]) -> None:
+        """Whatever goes wrong, other clients are heard all the same."""
+        try:
+            self._received(identity, parts[0] if len(parts) == 1 else b"".join(parts))
+        except MemoryError:
+            self._refuse(identity, _NO_MEMORY)
+        except Exception:  # a fault of ours
+            traceback.print_exc()
+            self._complain(identity, "the host failed on it; its output says more")
 
     def _drain_soon(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._drain)
 
-    def _received(self, identity: bytes, body: bytes) -> None:
+    def _received(self, identity: bytes, body: bytes | memoryview) -> None:
         client = self._by_identity.get(identity)
         try:
             message = self._decoder.decode(body)
