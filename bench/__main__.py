@@ -1,7 +1,8 @@
 """`python -m bench [--long]`: everything in one run, tables on stdout, files in bench/results.
 
 `--neighbours` measures that alone instead: honest inferlets beside hostile ones. `--deaths N` too:
-how long the KV pages of a killed inferlet stay held.
+how long the KV pages of a killed inferlet stay held; and `--layers`: what each layer of the sandbox
+costs.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import torch
 from . import measure
 from .bare import BareLoop
 from .deaths import deaths
+from .layers import kernel_calls
 from .neighbours import neighbours
 from .plot import plot_decode
 from .served import programs, server
+from .stages import launch_stages
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,12 +41,18 @@ def main() -> None:
         metavar="N",
         help="measure only how long pages stay held after kill -9, N times",
     )
+    parser.add_argument(
+        "--layers", action="store_true", help="measure only what the layers of the sandbox cost"
+    )
     args = parser.parse_args()
     repeats, launched = (9, 200) if args.long else (3, 40)
     options = ["--threads", str(args.threads)] if args.threads else []
     RESULTS.mkdir(exist_ok=True)
     if args.deaths:
         measure_deaths(args.deaths)
+        return
+    if args.layers:
+        measure_layers(repeats, *options)
         return
     if args.neighbours:
         measured = neighbours(repeats, *options)
@@ -91,6 +100,20 @@ def measure_deaths(kills: int) -> None:
         times = "  ".join(f"{name} {cells[name] * 1e3:.1f}" for name in ("p50", "p99", "max"))
         print(f"  {language:<8}{times}  ({kills} kills, {cells['at_once']} at once)")
     write("deaths.json", {"machine": machine(), "deaths": result})
+
+
+def measure_layers(repeats: int, *options: str) -> None:
+    with programs() as built:
+        stages = launch_stages(built["hello"]["c"])
+    print("\nStages of a launch (static executable), us: p50, p99")
+    for stage, cells in stages.items():
+        print(f"  {stage:<16}{cells['p50'] * 1e6:>8.1f}{cells['p99'] * 1e6:>8.1f}")
+    calls = kernel_calls(repeats, *options)
+    print("\nCalls of the kernel, and of the ABI, ns")
+    for where, cells in calls.items():
+        times = "  ".join(f"{kind}: {text(cells[kind], 1e9, 0)}" for kind in cells)
+        print(f"  {where:<12}{times}")
+    write("layers.json", {"machine": machine(), "launch": stages, "calls": calls})
 
 
 def show(result: dict[str, Any]) -> None:

@@ -18,14 +18,11 @@ from piehost.host.client import Client
 from piehost.host.errors import HostError
 
 from .measure import calls, served_decode, spread
-from .served import messages, programs, server
+from .served import HIDE_CGROUPS, messages, programs, server
 
 HONEST: Final = 16
 _PROMPT, _NEW = 32, 96  # tokens
 _SETTLE_SECONDS: Final = 0.1  # until attackers are at it, and in their groups
-_HIDE_CGROUPS: Final = (
-    *("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /sys/fs/cgroup && exec "$@"', "sh"),
-)
 # what they do -> (program, threads of each, how many)
 ATTACKERS: Final = {
     "1 spins": ("spin", 1, 1),
@@ -44,7 +41,7 @@ def neighbours(repeats: int, *options: str) -> list[dict[str, Any]]:
         built = stack.enter_context(programs())
         servers = {"as it is": stack.enter_context(server(*options))}
         if os.geteuid() == 0:
-            servers["no cgroups"] = stack.enter_context(server(*options, under=_HIDE_CGROUPS))
+            servers["no cgroups"] = stack.enter_context(server(*options, under=HIDE_CGROUPS))
         return [
             {"attack": attack, "honest": language, "server": name, **measured}
             for language in built["clock"]
