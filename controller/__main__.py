@@ -35,8 +35,10 @@ def main() -> None:
 
 def _configured(host: Link[HostToController]) -> tuple[Configure, Tokenizer]:
     """Waits for the first message. LinkClosed if the host goes before it."""
+    poll = select.poll()  # not select(2): the number is the host's, which may have many open
+    poll.register(host.fileno(), select.POLLIN)
     while True:
-        select.select([host.fileno()], [], [])
+        poll.poll()
         for message, fds in host.receive():
             assert isinstance(message, Configure), "Configure comes first"
             os.lseek(fds[0], 0, os.SEEK_SET)

@@ -10,6 +10,7 @@ the next full batch. When a step has not room for all, whose user has had least 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -60,6 +61,9 @@ class Batcher:
         self._builder = StepBuilder(1, machine.model.page_size, *self._rooms)
         self._flight = Flight(1)
         self.lost = False  # the backend is gone: every device command fails
+        # When the latest answer came; if all since `_crowded_at` were of one inferlet, whose
+        self._answered_at = self._crowded_at = -math.inf
+        self._alone: Seat | None = None
 
     # --- in -------------------------------------------------------------------
 
@@ -239,10 +243,21 @@ class Batcher:
         self._flight = Flight(builder.number + 1)
         return builder.message()
 
+    def serves_others(self, seat: Seat, now: float) -> bool:
+        """The accelerator works for another inferlet, or has just answered one."""
+        if any(len(flight.seats) > 1 or seat not in flight.seats for flight in self._flights):
+            return True
+        at = self._crowded_at if seat is self._alone else self._answered_at
+        return now - at < _JUST_SECONDS
+
     def done(self, answer: StepDone, now: float) -> None:
         """The backend answered the oldest step in flight. `now`: seconds, monotonic."""
         flight = self._flights.popleft()
         assert flight.step == answer.step, "the backend answers in order"
+        alone = next(iter(flight.seats)) if len(flight.seats) == 1 else None
+        if alone is None or alone is not self._alone:
+            self._crowded_at, self._alone = self._answered_at, alone
+        self._answered_at = now
         self.stats.backend_seconds += answer.seconds
         if answer.error is not None:
             why = answer.error[:_MOST_REASON]
@@ -300,6 +315,7 @@ def _urgency(queue: Queue) -> tuple[int, int, bool, float, int]:
     return (-seat.priority, -queue.priority, queue.current is None, seat.served, queue.since)
 
 
+_JUST_SECONDS: Final = 0.05  # a program thinks for less between two tokens
 _MOST_REASON: Final = 1000  # characters of a backend's error that are passed on
 _LOST: Final = {**dict.fromkeys(CALLS, _refuse), **CONTROLS}  # without a backend
 _SETTLED: Final = (ExportKvPage, Synchronize)  # these wait until nothing is in flight

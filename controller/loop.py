@@ -22,6 +22,7 @@ from piehost.wire.link import Link, LinkClosed
 from piehost.wire.step import Step, StepDone
 
 from .accounts import Accounts
+from .attention import Attention
 from .batcher import Batcher
 from .chat import Text
 from .exports import Exports
@@ -78,10 +79,13 @@ class Controller:
         text = Text(tokenizer, configure.model, configure.special_tokens)
         self._requests = Requests(self._batcher, text, self._to_host, self._end)
         self._turns = Turns(self._accounts)
+        self._attention = Attention(self._batcher)
         self._slowed: dict[Seat, float] = {}  # those whose rate holds them up, and until when
         self._outgoing: set[Seat] = set()
         self._epoll = select.epoll()
         self._backend_full = False
+        self._host_writable = select.poll()
+        self._host_writable.register(host.fileno(), select.POLLOUT)
         self._readers: dict[int, Callable[[int], None]] = {}
         self._watch(host.fileno(), self._from_host)
         self._watch(backend.fileno(), self._from_backend)
@@ -95,7 +99,7 @@ class Controller:
             for fd, events in arrived:
                 if (reader := self._readers.get(fd)) is not None:
                     reader(events)
-            if self._slowed:
+            if self._slowed or self._attention.held:
                 self._resume()
             if self._turns.line:
                 self._go_on()
@@ -111,7 +115,7 @@ class Controller:
             seat.drain()
             if not seat.has_backlog:
                 self._watch_seat(seat)
-        if events & ~select.EPOLLOUT and not (seat.frames or seat.in_line):
+        if events & ~select.EPOLLOUT and not self._waits(seat):
             self._hear(seat)
 
     def _hear(self, seat: Seat) -> None:
@@ -124,6 +128,13 @@ class Controller:
 
     def _serve(self, seat: Seat) -> bool:
         """One turn's share of what it says: of what is left, or has arrived. False if nothing."""
+        if (
+            seat.attention.is_empty
+            and not seat.leaving
+            and self._attention.holds(seat, time.monotonic())
+        ):
+            self._watch_seat(seat)
+            return False
         began = time.perf_counter()
         frames = seat.frames
         if not frames:
@@ -157,8 +168,11 @@ class Controller:
         return True
 
     def _resume(self) -> None:
-        """Those whose rate lets them go on."""
+        """Those whose rate, or whose share of the controller, lets them go on."""
         now = time.monotonic()
+        for seat in self._attention.over(now):
+            if not seat.closed:
+                self._hear(seat)
         for seat in [seat for seat, until in self._slowed.items() if until <= now]:
             if self._slowed.pop(seat, None) is not None:  # else one before it had it ended
                 self._hear(seat)
@@ -177,7 +191,7 @@ class Controller:
     def _watch_seat(self, seat: Seat) -> None:
         """Nothing more is read while something of it waits, so that whoever asks for too much is
         held up by its own socket. Then epoll is not to tell of its end over and over either."""
-        reading = 0 if seat.frames or seat.in_line else select.EPOLLIN
+        reading = 0 if self._waits(seat) else select.EPOLLIN
         events = reading | (select.EPOLLOUT if seat.has_backlog else 0)
         if events == seat.watched:
             return
@@ -189,6 +203,10 @@ class Controller:
         else:
             self._epoll.register(fd, events)
         seat.watched = events
+
+    def _waits(self, seat: Seat) -> bool:
+        """Something of it does, so that nothing more is to be read."""
+        return bool(seat.frames) or seat.in_line or seat in self._attention.held
 
     def _flush(self) -> None:
         if not self._outgoing:
@@ -219,6 +237,8 @@ class Controller:
         due = min(due, self._exports.next_expiry, self._swapping.retry_at)
         if self._slowed or self._batcher.slowed:
             due = min(due, *self._slowed.values(), *self._batcher.slowed.values())
+        if self._attention.held:
+            due = min(due, *self._attention.held.values())
         return -1 if due == math.inf else min(max(0.0, due - time.monotonic()), _MOST_WAIT)
 
     def _end(self, seat: Seat, error: InferletError) -> None:
@@ -233,6 +253,7 @@ class Controller:
         seat.closed = True
         self._outgoing.discard(seat)
         self._slowed.pop(seat, None)
+        self._attention.held.pop(seat, None)
         fd = seat.sock.fileno()
         del self._readers[fd]
         if seat.watched:
@@ -294,6 +315,7 @@ class Controller:
         if seat is not None:
             freed, seat.leaving = seat.leaving, True
             self._slowed.pop(seat, None)
+            self._attention.held.pop(seat, None)
             if not self._drained(seat):
                 if not freed:
                     self._free(seat)
@@ -331,7 +353,9 @@ class Controller:
         now = time.monotonic()
         for seat in seats.values():
             seat.count_slowed(now)
-            seat.stats.waits_for = waits_for(seat, self._batcher, seat in self._slowed)
+            seat.stats.waits_for = waits_for(
+                seat, self._batcher, seat in self._slowed, seat in self._attention.held
+            )
             seat.stats.kv_pages = seat.pages_held
             seat.stats.swapped_pages = seat.swapped
             seat.stats.embeds = seat.embeds_held
@@ -345,7 +369,7 @@ class Controller:
 
     def _reach_host(self) -> None:
         while self._host.backlog:  # it is trusted and reads soon; do not pile up
-            select.select([], [self._host.fileno()], [])
+            self._host_writable.poll()
             self._host.flush()
 
     # --- the backend ----------------------------------------------------------

@@ -20,6 +20,7 @@ from inferlet.errors import FrameError, HandleError, InferletError, QuotaError
 from piehost.wire.control import Admit, Rates, SeatStats
 
 from .accounts import Account
+from .attention import full
 from .mailbox import MAX_WAITING_BYTES, ClientMailbox, Held, Mailbox
 from .rates import Pace
 from .tables import EmbBlock, History, KvBlock, Late, Queue
@@ -61,6 +62,7 @@ class Seat:
         self.pace: Pace | None = None
         self.served = 0.0  # of what its user had of the accelerator, see accounts.py
         self.worked = 0.0  # and of the controller
+        self.attention = full(time.monotonic())
         self.set_rates(admit.rates)
         self.queues: dict[int, Queue] = {}
         self.kvs: dict[int, KvBlock] = {}
