@@ -49,14 +49,12 @@ class Pass:
         "positions",
         "read_slots",
         "reads",
-        "request",
         "tokens",
         "vectors",
         "write",
     )
 
-    def __init__(self, request: int | None) -> None:
-        self.request = request
+    def __init__(self) -> None:
         self.tokens: list[Input] = []
         self.vectors = False  # some of them are
         self.positions: list[int] = []
@@ -92,7 +90,7 @@ def prepare(machine: Machine, seat: Seat, command: Forward, entries: list[Entry]
 
     Raises the InferletError that says what is wrong; nothing has been changed then.
     """
-    call = Pass(command.req)
+    call = Pass()
     emb = embeds(seat, command.inputs, "inputs")
     count = len(entries)
     call.outputs = _outputs(seat, command, emb)

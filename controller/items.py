@@ -118,8 +118,8 @@ class SampledWithMore(Sampled):
         return (value, outcome.logprobs[self.logprob], written)
 
 
-class Dist:
-    """A distribution that the backend wrote into the inferlet's ring."""
+class _RingOut:
+    """What the backend wrote into the inferlet's ring out."""
 
     __slots__ = ("index", "lates", "queue", "request", "seat")
 
@@ -128,51 +128,49 @@ class Dist:
     ) -> None:
         self.queue = queue
         self.seat = queue.seat
-        self.index = index
+        self.index = index  # among the step's
         self.lates = lates
         self.request = request
 
-    def finish(self, outcome: Outcome) -> InferletError | None:
-        return _written(self, outcome.dists[self.index], 8)
+    def _written(self, count: int, size: int) -> InferletError | None:
+        """Answers how many entries of `size` octets were written; -1 if there is no ring."""
+        if any_dead(self.lates):
+            self.seat.answer(self.request, None)
+        elif count < 0:
+            error = _no_ring()
+            self.seat.fail(self.request, error)
+            return error
+        else:
+            self.seat.stats.ring_bytes += size * count
+            self.seat.answer(self.request, count)
+        return None
 
     def fail(self, error: InferletError, outcome: Outcome | None) -> None:
         self.seat.fail(self.request, error)
 
 
-class VectorsOut:
-    """Vectors that the backend wrote into the inferlet's ring, of `size` octets each."""
+class Dist(_RingOut):
+    """A distribution."""
 
-    __slots__ = ("index", "lates", "queue", "request", "seat", "size")
+    __slots__ = ()
+
+    def finish(self, outcome: Outcome) -> InferletError | None:
+        return self._written(outcome.dists[self.index], 8)
+
+
+class VectorsOut(_RingOut):
+    """Vectors of `size` octets each."""
+
+    __slots__ = ("size",)
 
     def __init__(
         self, queue: Queue, index: int, lates: tuple[Late, ...], request: int | None, size: int
     ) -> None:
-        self.queue = queue
-        self.seat = queue.seat
-        self.index = index
-        self.lates = lates
-        self.request = request
+        super().__init__(queue, index, lates, request)
         self.size = size
 
     def finish(self, outcome: Outcome) -> InferletError | None:
-        return _written(self, outcome.embeds[self.index], self.size)
-
-    def fail(self, error: InferletError, outcome: Outcome | None) -> None:
-        self.seat.fail(self.request, error)
-
-
-def _written(item: Dist | VectorsOut, count: int, size: int) -> InferletError | None:
-    """Answers how many entries of `size` octets were written; -1 if there is no ring."""
-    if any_dead(item.lates):
-        item.seat.answer(item.request, None)
-    elif count < 0:
-        error = _no_ring()
-        item.seat.fail(item.request, error)
-        return error
-    else:
-        item.seat.stats.ring_bytes += size * count
-        item.seat.answer(item.request, count)
-    return None
+        return self._written(outcome.embeds[self.index], self.size)
 
 
 def _no_ring() -> BackendError:

@@ -167,7 +167,7 @@ class Requests:
         unused(seat.queues, c.queue, "queue")
         if len(seat.queues) >= MAX_QUEUES:
             raise QuotaError(f"{MAX_QUEUES} queues are open", "destroy queues done with")
-        seat.queues[c.queue] = Queue(seat, c.queue)
+        seat.queues[c.queue] = Queue(seat)
         seat.answer(c.req, None)
 
     def _destroy_queue(self, seat: Seat, c: abi.DestroyQueue) -> None:

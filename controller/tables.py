@@ -236,7 +236,6 @@ class Queue:
         "current",
         "error",
         "flight",
-        "handle",
         "pipelined",
         "priority",
         "risky",
@@ -244,9 +243,8 @@ class Queue:
         "since",
     )
 
-    def __init__(self, seat: Seat, handle: int) -> None:
+    def __init__(self, seat: Seat) -> None:
         self.seat = seat
-        self.handle = handle
         self.commands: deque[Command] = deque()
         self.current: Pass | None = None  # the head, if it is a forward under way
         self.error: InferletError | None = None

@@ -22,8 +22,8 @@ _LAYER_TYPES: Final = {"full_attention", "sliding_attention"}
 _ROPE_TYPES: Final = {"default", "linear", "llama3", "yarn", "proportional", "dynamic", "longrope"}
 
 
-def refuse(model: str, why: str, hint: str = _TRY_ANOTHER) -> LoadError:
-    return LoadError(f"the model {model} cannot be served: {why}", hint)
+def refuse(model: str, why: str) -> LoadError:
+    return LoadError(f"the model {model} cannot be served: {why}", _TRY_ANOTHER)
 
 
 def check_config(config: Any, model: str) -> None:

@@ -60,6 +60,7 @@ def details(seat: Seat, held: dict[str, float]) -> wire.Details:
         egress=seat.family.egress,
         children=[child.seat.id for child in seat.children if child.seat is not None],
         profile=seat.program.profile,
+        cgroups=[str(folder) for folder in seat.group_folders],
     )
 
 

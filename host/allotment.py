@@ -1,7 +1,7 @@
 """What one inferlet may use: every default in one place, and how it is overridden.
 
 Layers, the later ones win: the defaults here; what the operator gives, which is also the ceiling of
-the next two (`settings.py`); `[quota]` of inferlet.toml; `--quota` of the launch; what the operator
+the next two (`config.py`); `[quota]` of inferlet.toml; `--quota` of the launch; what the operator
 changed while its parent ran.
 """
 

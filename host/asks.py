@@ -37,7 +37,7 @@ class Asks:
 
     def ask(self, seat: Seat, message: control.Ask) -> None:
         def reply(value: Any, error: ErrorAnswer | None = None) -> None:
-            answer = control.Reply(seat.number, message.request, value, error)
+            answer = control.Reply(message.request, value, error)
             self._launches.answer(seat, answer)
 
         try:

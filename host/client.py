@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import select
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -158,16 +157,6 @@ class Client:
         """Ends the inferlet with this id, or all. FailedAnswer if there is none of that id."""
         number = self._number()
         return self._ask(wire.Stop(number, inferlet), number, wire.Stopped).ids
-
-    def shutdown(self) -> None:
-        """Asks the host to end; returns when it has. TimeoutError if it does not; HostError if it
-        is stopped."""
-        self.say(wire.Shutdown())
-        for _ in range(int(_ASK_SECONDS / _LOOK_SECONDS)):
-            if select.select([self._pidfd], [], [], _LOOK_SECONDS)[0]:
-                return
-            self._check_stopped()
-        raise TimeoutError("the host has not ended")
 
     # --- receiving -----------------------------------------------------------------------------
 

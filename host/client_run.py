@@ -31,7 +31,6 @@ class Result(msgspec.Struct, kw_only=True):
     stdout: bytes
     stderr: bytes
     stats: SeatStats
-    usage: wire.Usage | None
 
     @property
     def text(self) -> str:
@@ -116,7 +115,6 @@ class Run:
                             stdout=bytes(output[1]),
                             stderr=bytes(output[2]),
                             stats=event.stats,
-                            usage=event.usage,
                         )
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from .egress.addresses import Network, special_range
-from .egress.grants import DEFAULT_PORTS, EgressGrant, parse_grant
+from .egress.grants import DEFAULT_PORTS, EgressGrant, is_within, parse_grant
 from .errors import Refused
 
 
@@ -60,11 +60,7 @@ def _covers_name(ceiling: EgressGrant, grant: EgressGrant) -> bool:
 
 
 def _covers_network(ceiling: Network, grant: Network) -> bool:
-    if ceiling.version != grant.version or not _within(grant, ceiling):
+    if ceiling.version != grant.version or not is_within(grant, ceiling):
         return False
     special = special_range(grant[0])  # a network wider than such a range does not allow it
-    return special is None or not _within(grant, special[1]) or _within(ceiling, special[1])
-
-
-def _within(inner: Network, outer: Network) -> bool:
-    return inner[0] in outer and inner[-1] in outer
+    return special is None or not is_within(grant, special[1]) or is_within(ceiling, special[1])

@@ -36,10 +36,6 @@ class EphemeralHost:
         theirs.close()
         self.client = Client(path, self._process.pid)
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def __enter__(self) -> EphemeralHost:
         return self
 

@@ -103,8 +103,6 @@ class Host:
                 self._questions.ask(client, message)
             case wire.Models():
                 self._questions.answer_models(client, message)
-            case wire.Shutdown():
-                self.ended.set()
 
     def client_gone(self, client: Client, reason: Reason) -> None:
         for owner in list(self._owners.values()):

@@ -137,7 +137,7 @@ class ParentOwner:
 
     def started(self, seat: Seat) -> None:
         self._started = True
-        self._answer(self.parent, control.Reply(self.parent.number, self._request, seat.id))
+        self._answer(self.parent, control.Reply(self._request, seat.id))
 
     def output(self, stream: int, data: bytes) -> None:
         self.parent.owner.output(stream, data)
@@ -145,7 +145,7 @@ class ParentOwner:
     def done(self, seat: Seat) -> None:
         result = seat.result(0)
         if self._started:
-            ended = control.ChildEnded(self.parent.number, self.child, result.code)
+            ended = control.ChildEnded(self.child, result.code)
             self._answer(self.parent, ended)
         elif result.reason is not None:
             self._failed(result.reason)
@@ -159,4 +159,4 @@ class ParentOwner:
     def _failed(self, reason: Reason) -> None:
         why = f"{reason.what}: {reason.why}" if reason.why else reason.what
         error = (UnavailableError.code, f"the child did not start: {why}", reason.hint)
-        self._answer(self.parent, control.Reply(self.parent.number, self._request, error=error))
+        self._answer(self.parent, control.Reply(self._request, error=error))

@@ -31,7 +31,6 @@ class Program(Struct, kw_only=True):
     profile: str  # "native", "python", or a script's interpreter
     path: str
     name: str  # safe for ids: letters, digits, dot, dash and underscore
-    description: str
     cwd: str
     readable: list[str]  # beyond the profile's own
     quota: dict[str, Value]
@@ -48,7 +47,7 @@ class Manifest(Struct, forbid_unknown_fields=True):
 
     entry: str
     name: str | None = None
-    description: str = ""
+    description: str = ""  # for people
     kind: str | None = None
     quota: dict[str, Value] = {}
     children: dict[str, str] = {}
@@ -78,7 +77,6 @@ def resolve(path_text: str) -> Program:
         profile=_profile(real, None),
         path=str(real),
         name=_safe_name(path.stem),
-        description="",
         cwd="/",
         readable=[str(real)],
         quota={},
@@ -93,7 +91,6 @@ def resolve_child(parent: Program, name: str) -> Program:
         profile=_profile(entry, None),
         path=str(entry),
         name=_safe_name(name),
-        description="",
         cwd=parent.cwd,
         readable=parent.readable,
         quota=parent.quota,
@@ -139,7 +136,6 @@ def _folder(folder: Path) -> Program:
         profile=_profile(entry, manifest.kind),
         path=str(entry),
         name=_safe_name(manifest.name or folder.name),
-        description=manifest.description,
         cwd=str(folder),
         readable=[str(folder)],
         quota=manifest.quota,

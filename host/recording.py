@@ -140,7 +140,6 @@ class Recording:
         version reads; OSError if it cannot be read."""
         self.path = path
         self.commands = 0
-        self.frames = 0  # those from the inferlet
         with Path(path).open("rb") as file:
             self.head = self._read_head(file)
             self.end = self._check(file)
@@ -203,7 +202,6 @@ class Recording:
             if isinstance(event, Head) and entry.at:
                 raise self._damaged(entry, "a second start of a run")
             if isinstance(event, FromInferlet):
-                self.frames += 1
                 self.commands += len(commands_of(event.body) or ())
             if isinstance(event, ToInferlet) and answers_of(event.body) is None:
                 raise self._damaged(entry, "what the inferlet was told is no list of answers")

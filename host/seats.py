@@ -14,6 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -259,6 +260,10 @@ class Seat:
     def in_group(self) -> bool:
         """It has a control group, which limits its memory, threads and processor time."""
         return self._group is not None
+
+    @property
+    def group_folders(self) -> list[Path]:
+        return self._group.folders if self._group is not None else []
 
     @property
     def group_usage(self) -> GroupUsage | None:

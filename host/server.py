@@ -30,7 +30,7 @@ _PR_SET_NAME: Final = 15
 
 
 def serve(chosen: options.Options, socket: Path, observer: Observer) -> Reason | None:
-    """Serves until a signal or a client ends it; the reason if it failed.
+    """Serves until a signal ends it; the reason if it failed.
 
     HostError if another server listens at `socket`, the socket cannot be made, or piehost.toml is
     wrong.

@@ -39,6 +39,27 @@ server's socket as `--socket` does; without either it is `host.sock` in the run 
 `$XDG_RUNTIME_DIR/piehost` or `/tmp/piehost-UID`. `--debug` may stand behind the verb too.
 """
 
+_MANIFEST: Final = """\
+## inferlet.toml
+
+A folder is launched as its inferlet.toml says. All but `entry` may be left out:
+
+```toml
+entry = "main.py"          # what runs: a file of the folder
+name = "agent"             # what its ids begin with; else the folder's name
+description = "Answers"    # for people
+kind = "python"            # or node, perl, native; else the suffix or the #! line says it
+
+[quota]                    # as --quota, which wins
+kv_pages = 64
+
+[children]                 # what it may spawn, by name: files of the folder
+helper = "helper.py"
+```
+
+The inferlet may read all of the folder, which is its working directory, and nothing else of yours.
+"""
+
 
 def page() -> str:
     """What docs/cli.md has to be."""
@@ -47,7 +68,7 @@ def page() -> str:
     )
     parts = [_HEAD, _block(piehost, context)]
     parts += _verbs(piehost, context)
-    parts += ["## Quotas\n", _quotas()]
+    parts += ["## Quotas\n", _quotas(), _MANIFEST]
     return "\n".join(parts)
 
 

@@ -1,8 +1,8 @@
 """Random faults under load: `python -m tests.chaos SECONDS [--seed N] [--model M]`.
 
 Launches inferlets without pause and kills or stops every kind of process at random points. Each
-launch must end with its right output or a typed error, the latter only if a process it depends on
-was hurt while it ran; afterwards nothing may be left of all that.
+launch must end with its right output or a typed error, the latter only if it names a process that
+it depends on and that was hurt while it ran; afterwards nothing may be left of all that.
 """
 
 from __future__ import annotations
@@ -26,17 +26,20 @@ from msgspec import Struct
 
 from piehost.host.client import Client, Result, Run, connect
 from piehost.host.errors import FailedAnswer, HostError
+from piehost.wire.client import Reason
 
 from .host_harness import SMALL, Terminal, all_gone, eventually, family, new_terminal
+from .hostile.counters import control_groups
 from .raw_inferlet import write_raw
 
 ROOT = Path(__file__).parent.parent
 HANG = 120.0  # seconds without a fault, after which whatever has not ended hangs
+WHOLE = 1.0  # seconds that a process goes on after a stop: the watchdog has not ended it, then
 AT_ONCE = 12
 PROMPTS = ("The capital of France is", "One two three", "hello", "To be or not")
 LENGTHS = (4, 32, 200)
-LOST = {"backend_lost", "controller_lost", "launcher_lost"}
 CORE = ("backend", "controller")
+OURS = (*CORE, "launcher", "zygote", "store", "egress")
 # what an inferlet of each kind cannot do without
 NEEDS = {
     "python": {*CORE, "zygote"},
@@ -64,7 +67,7 @@ SERVICES = """
             else:
                 held = b"%d" % number if op == STORE_SET else held
                 assert op == STORE_SET or held in (None, value), (held, value)
-    assert failure(HTTP_GET, 1, "http://127.0.0.1:9/") in (15, 16, 17)
+    assert failure(HTTP_GET, 1, "http://127.0.0.1:9/") == 17, "it is granted, and nobody listens"
     say("served")
 """
 
@@ -74,7 +77,9 @@ class Fault(Struct, eq=False):
 
     target: str  # name of a process, or id of an inferlet
     pid: int
+    killed: bool  # else stopped
     began: float
+    resumed: float = float("inf")
     healed: float = float("inf")
 
 
@@ -145,45 +150,38 @@ class Chaos:
 
     def _check(self, one: Launched) -> None:
         """It is over: was that right?"""
-        fault = self._touched(one)
+        hurt = self._hurt_since(one.began)
+        touched = bool({*NEEDS[one.kind], one.run.id} & {fault.target for fault in hurt})
+        self.counts["touched" if touched else "untouched"] += 1
         try:
             result = one.run.result(0)
         except FailedAnswer as failed:
-            good = fault and failed.reason.code in LOST
-            self._ended(one, fault, good, f"refused: {failed.reason}")
-            return
-        if result.code == 0 and result.reason is None:
-            self._ended(one, fault, result.text == one.expected, f"said {result.text!r}")
+            typed = explained(one, failed.reason, hurt)
+            what = f"refused: {failed.reason}"
         else:
-            said = result.stderr[-600:].decode(errors="replace")
-            typed = self._is_typed(one, result)
-            self._ended(one, fault, fault and typed, f"{result.code} {result.reason} {said}")
+            if result.code == 0 and result.reason is None and result.text == one.expected:
+                self.counts["right"] += 1
+                return
+            typed = result.code != 0 and (
+                explained(one, result.reason, hurt)
+                if result.reason is not None
+                else told_of_the_backend(result, hurt)
+            )
+            words = result.stderr[-600:].decode(errors="replace")
+            what = f"{result.code} {result.reason} {result.text!r} {words}"
+        self.counts["typed" if typed else "wrong"] += 1
+        if not typed:
+            names = sorted(fault.target for fault in hurt)
+            self.wrong.append(
+                f"{one.kind} {one.run.id}: {what}, expected {one.expected!r}; hurt: {names}"
+            )
 
-    def _is_typed(self, one: Launched, result: Result) -> bool:
-        if result.reason is None:  # it was told that the backend failed, and ended by itself
-            return b"backend" in result.stderr.lower()
-        killed = any(fault.target == one.run.id for fault in self._faults)
-        return result.reason.code in LOST or (
-            killed and result.reason.code in ("signal", "stopped")
-        )
-
-    def _ended(self, one: Launched, fault: bool, good: bool, what: str) -> None:
-        self.counts[
-            "right" if good and not what[0].isdigit() else "typed" if good else "wrong"
-        ] += 1
-        self.counts["touched" if fault else "untouched"] += 1
-        if not good:
-            self.wrong.append(f"{one.kind} {one.run.id}: {what}, expected {one.expected!r}")
-
-    def _touched(self, one: Launched) -> bool:
-        """Whether something it needs was hurt since its launch."""
-        targets = {*NEEDS[one.kind], one.run.id}
-        return any(f.target in targets and f.healed >= one.began for f in self._faults)
+    def _hurt_since(self, began: float) -> list[Fault]:
+        return [fault for fault in self._faults if fault.healed >= began]
 
     # --- faults --------------------------------------------------------------------------------
 
     def _hurt(self) -> None:
-        self._heal()
         children = self._client.stats().children
         ready = self._client.models().model is not None
         targets: list[tuple[str, int]] = [("host", self._host)]
@@ -193,7 +191,7 @@ class Chaos:
         targets = [target for target in targets if target[0] not in broken]
         name, pid = self._random.choice(targets)
         kill = name != "host" and self._random.random() < 0.5
-        fault = Fault(name, pid, time.monotonic())
+        fault = Fault(name, pid, kill, time.monotonic())
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL if kill else signal.SIGSTOP)
             self._faults.append(fault)
@@ -213,21 +211,22 @@ class Chaos:
                 self._resume_at.remove((at, fault))
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(fault.pid, signal.SIGCONT)
+                    fault.resumed = time.monotonic()
                     if fault.target not in self._client.stats().children:
                         fault.healed = time.monotonic()
 
     def _heal(self) -> None:
         """Notes which of our own processes are whole again."""
-        stopped = {fault.pid for _, fault in self._resume_at}
+        open_faults = [f for f in self._faults if f.healed == float("inf") and f.target in OURS]
+        if not open_faults:
+            return
         children = self._client.stats().children
-        for fault in self._faults:
-            now = children.get(fault.target, 0)
-            alive = not process_is_dead(fault.pid)
-            if fault.healed < float("inf") or fault.target not in (*CORE, "launcher", "zygote",
-                                                                  "store", "egress"):  # fmt: skip
-                continue
-            if (now and now != fault.pid) or (fault.pid not in stopped and alive):
-                fault.healed = time.monotonic()
+        now = time.monotonic()
+        for fault in open_faults:
+            replaced = children.get(fault.target, fault.pid) != fault.pid
+            goes_on = now - fault.resumed > WHOLE and not process_is_dead(fault.pid)
+            if replaced or goes_on:
+                fault.healed = now
 
     # --- the run -------------------------------------------------------------------------------
 
@@ -236,6 +235,7 @@ class Chaos:
         end = time.monotonic() + seconds
         next_fault = time.monotonic() + pause
         while time.monotonic() < end or self._running:
+            self._heal()  # else what is launched next could blame a fault that is over
             while time.monotonic() < end and len(self._running) < AT_ONCE:
                 self.counts["launched"] += 1
                 self._running.append(self._launch(self._random.choice(list(NEEDS))))
@@ -257,11 +257,37 @@ class Chaos:
             time.sleep(0.05)
 
 
+def explained(one: Launched, reason: Reason, hurt: list[Fault]) -> bool:
+    """Whether one of the faults is what the reason says: it names what was hurt, and only what the
+    inferlet cannot do without."""
+    if reason.code == "signal":
+        return any(fault.target == one.run.id and fault.killed for fault in hurt)
+    named = {
+        "backend_lost": "backend",
+        "controller_lost": "controller",
+        "launcher_lost": "launcher" if one.kind == "c" else "zygote",
+    }.get(reason.code)
+    return named is not None and any(fault.target == named for fault in hurt)
+
+
+def told_of_the_backend(result: Result, hurt: list[Fault]) -> bool:
+    """Whether it ended by itself because its commands had failed with `backend`, as they had to."""
+    told = b"the backend process is gone" in result.stderr and b"Traceback" not in result.stderr
+    return told and any(fault.target == "backend" for fault in hurt)
+
+
 def process_is_dead(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def is_in_use(group: Path) -> bool:
+    try:
+        return bool((group / "cgroup.procs").read_text())
+    except OSError:  # it is removed just now
+        return False
 
 
 def counters(client: Client, host: int) -> dict[str, int]:
@@ -271,7 +297,6 @@ def counters(client: Client, host: int) -> dict[str, int]:
     backend = Path(f"/proc/{children['backend']}/maps").read_text().splitlines()
     rings = sum("piehost-ring-out" in line for line in backend)
     services = sum(name in children for name in ("store", "egress"))  # started when called
-    groups = Path("/sys/fs/cgroup").glob(f"**/piehost-{host}/*/cgroup.procs")
     return {
         "processes": len(family(host)) - services,
         "host descriptors": len(os.listdir(f"/proc/{host}/fd")) - 2 * stats.rings_ready - services,
@@ -282,7 +307,7 @@ def counters(client: Client, host: int) -> dict[str, int]:
         "rows held": stats.controller.rows_total - stats.controller.rows_free,
         "seats": stats.controller.seats,
         "processes in groups": sum(
-            bool(file.read_text()) for file in groups if file.parent.name.isdigit()
+            is_in_use(group) for group in control_groups(host) if group.name.isdigit()
         ),
     }
 
@@ -325,7 +350,15 @@ def run(seconds: float, seed: int, model: str, pause: float) -> Counter[str]:
     with new_terminal() as terminal, serving(terminal, model) as (client, host):
         chaos = Chaos(terminal, client, host, seed, terminal.directory, model)
         chaos.learn()
-        before = counters(client, host)
+        seen: deque[dict[str, int]] = deque(maxlen=4)
+
+        def at_rest() -> bool:
+            seen.append(counters(client, host))
+            coming = seen[-1]["rings mapped and not ready"]
+            return not coming and len(seen) == 4 and all(count == seen[-1] for count in seen)
+
+        assert eventually(at_rest), f"the counters never rest: {seen}"
+        before = seen[-1]
         chaos.run(seconds, pause)
         assert not chaos.wrong, "\n".join(chaos.wrong)
         assert eventually(lambda: client.models().model is not None, HANG)

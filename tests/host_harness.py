@@ -11,7 +11,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -163,14 +163,23 @@ def compile_c(directory: Path, name: str, source: str) -> Path:
     return path
 
 
-def started(client: Client, program: Path, *args: str, **quotas: str) -> Run:
+def started(
+    client: Client, program: Path, *args: str, egress: Sequence[str] = (), **quotas: str
+) -> Run:
     """A run that has said, in a message or on stdout, that it is ready."""
-    run = client.launch(program, args, quotas)
+    run = client.launch(program, args, quotas, egress=egress)
     for event in run.events():
         if (data := getattr(event, "data", None)) is not None:
             assert data == b"ready", data
             return run
     raise AssertionError(run.take())
+
+
+def has_its_group(client: Client, run: Run) -> bool:
+    """It is in its control group, if it will have one."""
+    details = client.inspect(run.id).details
+    assert details is not None
+    return "cgroup" not in details.controls or bool(details.quotas["threads"].used)
 
 
 def processes(client: Client) -> list[psutil.Process]:

@@ -117,8 +117,10 @@ class LauncherProcess:
     def message(self, seat: int) -> LauncherToHost:
         """The next message about `seat`."""
         while not self._waiting.get(seat):
-            ready, _, _ = select.select([self.link], [], [], DEADLINE)
-            assert ready, "the launcher does not answer"
+            sending = [self.link] if self.link.backlog else []
+            ready, writable, _ = select.select([self.link], sending, [], DEADLINE)
+            assert ready or writable, "the launcher does not answer"
+            self.link.flush()
             for message, fds in self.link.receive():
                 assert len(fds) == isinstance(message, Spawned)
                 for fd in fds:

@@ -8,31 +8,19 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 from inferlet import abi
 
-from .c_driver import C, Program, answers, framed, make, startup_block
+from . import c_fixtures
+from .c_driver import Program, answers, framed, startup_block
 from .c_words import ASK, call
 
-pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def built() -> None:
-    make(C, "all", "drivers")
-
-
-@pytest.fixture
-def program() -> Iterator[Program]:
-    with Program() as p:
-        assert p.line() == "ok"
-        yield p
+pytestmark = c_fixtures.needs_gcc
+built, program = c_fixtures.built, c_fixtures.started  # the fixtures
 
 
 # --- start-up ------------------------------------------------------------------------------------

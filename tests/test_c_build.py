@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from . import c_fixtures
 from .c_driver import C, make
 
-pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc")
+pytestmark = c_fixtures.needs_gcc
 
 STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 STARTS = "int main(void) { return pie_init() == PIE_CLOSED ? 0 : 1; }\n"

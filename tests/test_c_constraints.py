@@ -4,21 +4,18 @@ accelerator (`c_contexts.Stand`)."""
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Iterator
 
 import pytest
 
+from . import c_fixtures
 from .c_contexts import (
     CLOSED,
     LENGTH,
     STOP,
-    Stand,
     Text,
     best_allowed,
     error_of,
     failure,
-    fill,
     generate,
     hidden_state,
     ok,
@@ -31,22 +28,12 @@ from .c_contexts import (
 from .c_contexts import built as built
 from .c_contexts import stand as stand
 from .c_driver import Program
+from .c_fixtures import PROMPT
 from .controller_process import VOCAB
 from .toy_device import token_of
 
-pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc")
-
-
-PROMPT = [5, 6, 7]
-
-
-@pytest.fixture
-def program(stand: Stand) -> Iterator[Program]:
-    """With a context that holds PROMPT."""
-    with stand.program() as p:
-        ok(p, "context 0")
-        fill(p, PROMPT)
-        yield p
+pytestmark = c_fixtures.needs_gcc
+program = c_fixtures.prompted  # the fixture
 
 
 def test_a_constraint_says_what_may_come(program: Program) -> None:

@@ -9,16 +9,14 @@ from __future__ import annotations
 import codecs
 import os
 import random
-import shutil
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator
 
 import msgspec
 import pytest
 
-from . import toy_device
+from . import c_fixtures, toy_device
 from .c_contexts import Accelerator
 from .c_driver import (
     GREEDY,
@@ -35,22 +33,17 @@ from .c_driver import (
     unhex,
 )
 from .c_driver import LIMITS as C_LIMITS
+from .c_fixtures import served
 from .controller_process import LIMITS, ControllerProcess
 
-pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc")
+pytestmark = c_fixtures.needs_gcc
+program = c_fixtures.started  # the fixture
 
 
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
     make(C, "all", "drivers")
     make(INFERLETS)
-
-
-@pytest.fixture
-def program() -> Iterator[Program]:
-    with Program() as p:
-        assert p.line() == "ok"
-        yield p
 
 
 # --- stream --------------------------------------------------------------------------------------
@@ -74,13 +67,6 @@ def test_the_stream_never_splits_a_character(program: Program) -> None:
 
 
 # --- context -------------------------------------------------------------------------------------
-
-
-def served(program: Program) -> tuple[Tiny, threading.Thread]:
-    tiny = Tiny(program)
-    thread = threading.Thread(target=tiny.serve)
-    thread.start()
-    return tiny, thread
 
 
 @pytest.mark.parametrize("length", [1, 16, 17, 511, 512, 513, 1300])

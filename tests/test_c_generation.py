@@ -4,12 +4,10 @@ the real controller and a toy accelerator (`c_contexts.Stand`)."""
 from __future__ import annotations
 
 import math
-import shutil
-import threading
-from collections.abc import Iterator
 
 import pytest
 
+from . import c_fixtures
 from .c_contexts import (
     CLOSED,
     LENGTH,
@@ -33,23 +31,13 @@ from .c_contexts import (
 )
 from .c_contexts import built as built
 from .c_contexts import stand as stand
-from .c_driver import Program, Tiny, hexed, unhex
+from .c_driver import Program, hexed, unhex
+from .c_fixtures import PROMPT, served
 from .controller_process import VOCAB, ControllerProcess
 from .toy_device import Control, choose, log_probability, token_of
 
-pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc")
-
-
-PROMPT = [5, 6, 7]
-
-
-@pytest.fixture
-def program(stand: Stand) -> Iterator[Program]:
-    """With a context that holds PROMPT."""
-    with stand.program() as p:
-        ok(p, "context 0")
-        fill(p, PROMPT)
-        yield p
+pytestmark = c_fixtures.needs_gcc
+program = c_fixtures.prompted  # the fixture
 
 
 def greedy(count: int) -> list[int]:
@@ -313,9 +301,7 @@ def test_branches_have_their_own_seeds_and_masks() -> None:
     """Before the scripted controller, which sees what is asked for."""
     with Program() as p:
         assert p.line() == "ok"
-        tiny = Tiny(p)
-        thread = threading.Thread(target=tiny.serve)
-        thread.start()
+        tiny, thread = served(p)
         ok(p, "context 0")
         fill(p, PROMPT)
         p.do("constrain any", f"best_of 3 2 {options('0.5 0 1 0 7', offset=8)}")

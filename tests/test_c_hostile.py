@@ -7,29 +7,18 @@ access, and look for leaks at its end.
 from __future__ import annotations
 
 import random
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
 
-from .c_driver import C, Program, answers, framed, make
+from . import c_fixtures
+from .c_contexts import built as built
+from .c_driver import Program, answers, framed
 from .c_words import ASK
 
-pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def built() -> None:
-    make(C, "drivers")
-
-
-@pytest.fixture
-def program() -> Iterator[Program]:
-    with Program() as p:
-        assert p.line() == "ok"
-        yield p
+pytestmark = c_fixtures.needs_gcc
+program = c_fixtures.started  # the fixture
 
 
 HOSTILE = {

@@ -4,17 +4,17 @@ same options, each other's saved contexts, numbers that plain calls confirm."""
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from . import c_fixtures
 from .c_driver import C, make
 from .host_harness import Server, new_terminal, write_program
 
-pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc")
+pytestmark = c_fixtures.needs_gcc
 
 SUPPORT = C / "build" / "support"
 PROMPT = "The capital of France is"

@@ -4,11 +4,11 @@ real controller (`c_contexts.Stand`), or one that the test plays."""
 from __future__ import annotations
 
 import random
-import shutil
 
 import msgspec
 import pytest
 
+from . import c_fixtures
 from .c_contexts import (
     CLOSED,
     Stand,
@@ -29,7 +29,7 @@ from .c_contexts import stand as stand
 from .c_driver import GREEDY, Program, answers, hexed, startup_block
 from .controller_process import VOCAB
 
-pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc")
+pytestmark = c_fixtures.needs_gcc
 
 
 OPERATIONS = (

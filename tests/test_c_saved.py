@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 import threading
 
 import pytest
 from inferlet import abi
 
+from . import c_fixtures
 from .c_contexts import Stand, Text, error_of, failure, fill, generate, ok, stats_of, tokens_of
 from .c_contexts import built as built
 from .c_contexts import program as program
@@ -17,7 +17,7 @@ from .c_contexts import stand as stand
 from .c_driver import Program, Tiny, answers, greedy, hexed, startup_block
 from .controller_process import VOCAB, Peer
 
-pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc")
+pytestmark = c_fixtures.needs_gcc
 
 
 PROMPT = list(range(100, 130))  # three pages and six slots

@@ -7,10 +7,10 @@ The driver is built with sanitizers, so "exit code 0" says that there was no wro
 from __future__ import annotations
 
 import random
-import shutil
 
 import pytest
 
+from . import c_fixtures
 from .c_contexts import (
     Accelerator,
     Stand,
@@ -30,7 +30,7 @@ from .c_contexts import stand as stand
 from .c_driver import Program, hexed
 from .controller_process import VOCAB, ControllerProcess
 
-pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc")
+pytestmark = c_fixtures.needs_gcc
 
 
 OPERATIONS = (

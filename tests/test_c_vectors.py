@@ -7,31 +7,19 @@ there was no wrong access either.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from inferlet import errors
 
-from .c_driver import LIMITS, C, Program, hexed, make
+from . import c_fixtures
+from .c_driver import LIMITS, C, Program, hexed
 from .c_words import ASK, call
 
 VECTORS = C.parent / "vectors"
 
-pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def built() -> None:
-    make(C, "all", "drivers")
-
-
-@pytest.fixture
-def program() -> Iterator[Program]:
-    with Program() as p:
-        assert p.line() == "ok"
-        yield p
+pytestmark = c_fixtures.needs_gcc
+built, program = c_fixtures.built, c_fixtures.started  # the fixtures
 
 
 def vectors(name: str) -> list[dict[str, Any]]:

@@ -56,7 +56,15 @@ def top(server: Server, *options: str) -> dict[str, Any]:
 def test_what_takes_the_processor_is_first(server: Server, client: Client, tmp_path: Path) -> None:
     spins = launch(client, write_raw(tmp_path, "spin.py", SPIN), user="ada")
     sleeps = launch(client, write_program(tmp_path, "wait.py", WAIT))
-    document = top(server, "--interval", "0.3")
+
+    def spin_was_seen() -> bool:  # a busy machine may not have let it run in that time
+        documents.append(top(server, "--interval", "0.3"))
+        (row,) = [row for row in documents[-1]["inferlets"] if row["id"] == spins.id]
+        return row["cpu_percent"] > 0
+
+    documents: list[dict[str, Any]] = []
+    assert eventually(spin_was_seen)
+    document = documents[-1]
     rows = document["inferlets"]
     first = rows[0]
     assert first["id"] == spins.id and sleeps.id in {row["id"] for row in rows}
@@ -64,10 +72,20 @@ def test_what_takes_the_processor_is_first(server: Server, client: Client, tmp_p
     assert (first["user"], first["program"], first["state"]) == ("ada", "spin", "running")
     assert document["host"]["inferlets"] == len(rows)
     assert document["host"]["pages_total"] == 2048
-    table = server.terminal.run("top", "--once", "--interval", "0.2", check=0).stdout.decode()
-    lines = table.splitlines()
-    assert "inferlets" in lines[0] and "KV pages free" in lines[0]
-    assert lines[1].split()[:3] == ["ID", "USER", "PROGRAM"] and lines[2].startswith(spins.id)
+    assert document["host"]["launches"] >= 2 and document["host"]["seats"] >= 2
+
+
+def test_top_prints_the_same_as_a_table(server: Server, client: Client, tmp_path: Path) -> None:
+    spins = launch(client, write_raw(tmp_path, "spin.py", SPIN), user="ada")
+
+    def spin_is_first() -> bool:
+        table = server.terminal.run("top", "--once", "--interval", "0.2", check=0).stdout.decode()
+        lines = table.splitlines()
+        assert "inferlets" in lines[0] and "KV pages free" in lines[0]
+        assert lines[1].split()[:3] == ["ID", "USER", "PROGRAM"]
+        return lines[2].startswith(spins.id)
+
+    assert eventually(spin_is_first)
 
 
 def test_top_in_a_pipe_is_one_table(server: Server) -> None:

@@ -39,7 +39,7 @@ class Family:
     def end_child(self, code: int) -> None:
         """The child's process is dead; what it wrote last was read."""
         self.controller.release(self.seat)
-        self.controller.host.send(control.ChildEnded(self.parent_seat, self.number, code))
+        self.controller.host.send(control.ChildEnded(self.number, code))
 
 
 def spawn(
@@ -50,7 +50,7 @@ def spawn(
     ask = asked(controller, services.Spawn)
     assert ask.seat == seat and (ask.call.program, ask.call.args) == ("helper", ["a", "b"])
     child_seat, child = controller.admit(parent=seat, child=ask.call.child)
-    controller.host.send(control.Reply(seat, ask.request, f"i{child_seat}"))
+    controller.host.send(control.Reply(ask.request, f"i{child_seat}"))
     assert parent.wait(request) == f"i{child_seat}"
     return ask, child_seat, child
 
@@ -108,7 +108,7 @@ def test_what_is_sent_before_the_child_runs_waits_for_it(controller: ControllerP
     assert refused(child, abi.Receive(child.request())) is errors.ClosedError
     send(child, b"hello")
     assert parent.wait(3) == b"hello"
-    controller.host.send(control.Reply(seat, ask.request, "its id"))
+    controller.host.send(control.Reply(ask.request, "its id"))
     assert parent.wait(1) == "its id"
     assert refused(parent, abi.SendChild(parent.request(), CHILD, b"")) is errors.ClosedError
 
@@ -184,7 +184,7 @@ def test_end_child_frees_the_handle_and_news_of_the_old_child_do_not_reach_the_n
     late = parent.request()
     parent.put(abi.WaitChild(late, CHILD))
     settle(controller)
-    controller.host.send(control.ChildEnded(family.parent_seat, ask.call.child, 4))
+    controller.host.send(control.ChildEnded(ask.call.child, 4))
     assert parent.wait(late) == 4
 
 
@@ -196,7 +196,7 @@ def test_the_end_of_a_parent_closes_its_children_s_input(controller: ControllerP
     with pytest.raises(Exception, match=f"^{errors.ClosedError.code}:"):
         family.child.wait(waiting)
     send(family.child, b"nobody hears it")
-    controller.host.send(control.ChildEnded(family.parent_seat, family.number, 0))
+    controller.host.send(control.ChildEnded(family.number, 0))
     settle(controller)
 
 
@@ -212,7 +212,7 @@ def test_a_spawn_that_fails_frees_its_handle_and_tells_who_waits(
     )
     ask = asked(controller, services.Spawn)
     error = (errors.NotFoundError.code, "no child program `absent`", "name it in inferlet.toml")
-    controller.host.send(control.Reply(seat, ask.request, error=error))
+    controller.host.send(control.Reply(ask.request, error=error))
     for request in (1, 2, 3):
         with pytest.raises(Exception, match=f"^{errors.NotFoundError.code}: no child program"):
             parent.wait(request)
@@ -279,7 +279,7 @@ def test_handles_of_dead_children_have_a_cap(controller: ControllerProcess) -> N
     for handle in range(1, 65):
         ask, child_seat, _ = spawn(controller, parent, seat, handle)
         controller.release(child_seat)
-        controller.host.send(control.ChildEnded(seat, ask.call.child, 0))
+        controller.host.send(control.ChildEnded(ask.call.child, 0))
     assert refused(parent, abi.Spawn(901, 65)) is errors.QuotaError
     assert parent.ask(abi.EndChild(902, 1)) is None
     spawn(controller, parent, seat, 65)
@@ -294,7 +294,7 @@ def test_what_dead_children_left_bounds_how_many_more_there_may_be(
         for _ in range(10):
             send(child, bytes(60000))
         controller.release(child_seat)
-        controller.host.send(control.ChildEnded(seat, ask.call.child, 0))
+        controller.host.send(control.ChildEnded(ask.call.child, 0))
     settle(controller)
     assert refused(parent, abi.Spawn(901, 3)) is errors.QuotaError
     assert [len(from_child(parent, 1)) for _ in range(10)] == [60000] * 10, "nothing is lost"

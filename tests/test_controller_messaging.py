@@ -34,6 +34,13 @@ def hear(peer: Peer, handle: int = SUB) -> Any:
     return peer.ask(abi.NextMessage(peer.request(), handle))
 
 
+def many_listen(controller: ControllerProcess) -> None:
+    """240 subscriptions to "flood": as many deliveries for each broadcast there."""
+    for _ in range(15):
+        _, peer = controller.admit()
+        peer.put(*[abi.Subscribe(None, handle, "flood") for handle in range(1, 17)])
+
+
 # --- who hears what -----------------------------------------------------------
 
 
@@ -224,9 +231,7 @@ def test_one_that_waits_for_much_and_does_not_read_its_answers_costs_a_bounded_p
 def test_a_flood_of_broadcasts_holds_up_its_sender_alone(controller: ControllerProcess) -> None:
     """8,000 broadcasts to 240 subscriptions are two million deliveries, and fit into two frames:
     meanwhile others are served, and the flooder's own next command waits for its turn."""
-    listeners = [controller.admit()[1] for _ in range(15)]
-    for peer in listeners:
-        peer.put(*[abi.Subscribe(None, handle, "flood") for handle in range(1, 17)])
+    many_listen(controller)
     _, flooder = controller.admit()
     _, honest = controller.admit()
     settle(controller)
@@ -246,9 +251,7 @@ def _readable(peer: Peer) -> bool:
 def test_the_rest_of_a_frame_goes_to_the_device_though_nothing_else_happens(
     controller: ControllerProcess,
 ) -> None:
-    listeners = [controller.admit()[1] for _ in range(15)]
-    for peer in listeners:
-        peer.put(*[abi.Subscribe(None, handle, "flood") for handle in range(1, 17)])
+    many_listen(controller)
     _, flooder = controller.admit()
     settle(controller)
     flooder.put(
@@ -262,9 +265,7 @@ def test_the_rest_of_a_frame_goes_to_the_device_though_nothing_else_happens(
 def test_what_a_flooder_left_is_carried_out_in_turns_after_its_death(
     controller: ControllerProcess,
 ) -> None:
-    listeners = [controller.admit()[1] for _ in range(15)]
-    for peer in listeners:
-        peer.put(*[abi.Subscribe(None, handle, "flood") for handle in range(1, 17)])
+    many_listen(controller)
     seat, flooder = controller.admit()
     settle(controller)
     flooder.put(*[abi.Broadcast(None, "flood", b"")] * 4000)
@@ -279,9 +280,7 @@ def test_what_a_flooder_left_is_carried_out_in_turns_after_its_death(
 def test_what_a_dead_flooder_held_is_free_before_its_last_words_are_through(
     controller: ControllerProcess,
 ) -> None:
-    listeners = [controller.admit()[1] for _ in range(15)]
-    for peer in listeners:
-        peer.put(*[abi.Subscribe(None, handle, "flood") for handle in range(1, 17)])
+    many_listen(controller)
     seat, flooder = controller.admit()
     settle(controller)
     flooder.put(abi.CreateQueue(None, Q), abi.AllocKvPage(1, Q, 1, 3))

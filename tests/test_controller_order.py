@@ -199,6 +199,33 @@ def test_a_copy_after_a_read_lets_no_write_overtake_it(controller: ControllerPro
     assert controller.wait(peer, 2) == next_token(tuple(seen), VOCAB)
 
 
+def test_a_page_freed_after_a_read_is_nobodys_before_that_step_has_left(
+    controller: ControllerProcess,
+) -> None:
+    """All in one step, in which copies come before forwards: had the new handle the old page, the
+    forward would read the copy."""
+    _, peer = controller.admit()
+    peer.put(
+        *setup([1, 2, 3], 8),
+        abi.AllocKvPage(None, Q, 5, 1),
+        abi.EmbedTxt(None, Q, (EMB, 0), [8, 9], 0),
+        abi.Forward(None, Q, (EMB, 0, 2), [], (5, 0, 2)),
+        abi.Synchronize(1, Q),
+    )
+    controller.wait(peer, 1)
+    steps = len(controller.device.steps)
+    peer.put(
+        abi.EmbedTxt(None, Q, (EMB, 0), [7], 3),
+        abi.Forward(None, Q, (EMB, 0, 1), [(KV, 0, 3)], None, (OUT, 0, 1)),
+        abi.DeallocKvPage(None, Q, KV),
+        abi.AllocKvPage(None, Q, 6, 1),
+        abi.CopyKvPage(None, Q, (5, 0, 2), (6, 0, 2)),
+        abi.Sample(2, Q, (OUT, 0), TOK),
+    )
+    assert controller.wait(peer, 2) == next_token(tuple(enumerate([1, 2, 3, 7])), VOCAB)
+    assert len(controller.device.steps) == steps + 1
+
+
 def test_inputs_whose_positions_go_back_attend_to_each_other(
     controller: ControllerProcess,
 ) -> None:

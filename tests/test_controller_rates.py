@@ -30,12 +30,21 @@ def controller() -> Iterator[ControllerProcess]:
     process.close()
 
 
-def drain(controller: ControllerProcess) -> int:
-    """Carries out what comes until nothing does at once: the inputs of it."""
-    inputs = 0
+def drain(controller: ControllerProcess) -> None:
+    """Carries out what comes until nothing does at once."""
     while controller.collect():
-        inputs += sum(len(ints(step.tokens)) for step in controller.serve())
-    return inputs
+        controller.serve()
+
+
+def allowed(rate: int, since: float) -> float:
+    """The most that the rate allows from then until now: a second's worth is saved up at first. On
+    a machine that is slow it is more, so that nothing here depends on how slow."""
+    return rate * (1 + time.monotonic() - since)
+
+
+def done(controller: ControllerProcess, word: int) -> int:
+    """Inputs of that word in all steps so far."""
+    return sum(ints(step.tokens).count(word) for step in controller.device.steps)
 
 
 def waits_for(controller: ControllerProcess, seat: int) -> str:
@@ -67,18 +76,21 @@ def test_a_prompt_longer_than_a_seconds_worth_goes_through_in_pieces(
     slow, peer = controller.admit(rates=Rates(tokens_per_second=20))
     free, other = controller.admit()
     prompt = [5] * 70
+    began = time.monotonic()
     peer.put(*setup(prompt, 72), abi.Sample(1, Q, (OUT, 0), TOK))
-    assert drain(controller) <= 40
+    drain(controller)
+    assert 20 <= done(controller, 5) <= allowed(20, began)
     assert waits_for(controller, slow) == "rate"
     other.put(*setup([1, 2], 48), *chain(2, 40, 100, []), abi.Synchronize(99, Q))
     controller.wait(other, 99)
-    assert not peer.answered(1)
+    assert done(controller, 5) <= allowed(20, began)
     assert waits_for(controller, free) == ""
     assert controller.wait(peer, 1) == greedy(prompt, 1, VOCAB)[0]
+    assert allowed(20, began) >= 70
     pieces = [ints(step.tokens).count(5) for step in controller.device.steps]
     assert max(pieces) <= 20 and sum(pieces) == 70
     stats = controller.stats().seats
-    assert 0 < stats[slow].slowed_seconds <= 3
+    assert 0 < stats[slow].slowed_seconds <= time.monotonic() - began
     assert stats[free].slowed_seconds == 0
 
 
@@ -87,6 +99,7 @@ def test_what_cannot_be_split_goes_at_once_and_is_paid_for_afterwards(
 ) -> None:
     """A mask over all inputs: more than the bucket holds."""
     _, peer = controller.admit(rates=Rates(tokens_per_second=20))
+    began = time.monotonic()
     n = 30
     mask = b"".join(((2 << i) - 1).to_bytes(4, "little") for i in range(n))
     peer.put(*setup([5] * n, 32)[:-1])
@@ -95,9 +108,9 @@ def test_what_cannot_be_split_goes_at_once_and_is_paid_for_afterwards(
         abi.Forward(2, Q, (EMB, 0, 1), []),
     )
     controller.wait(peer, 1)
-    drain(controller)
-    assert not peer.answered(2)
+    assert done(controller, 5) >= n
     assert controller.wait(peer, 2) is None
+    assert n + 1 <= allowed(20, began)
 
 
 def test_a_large_call_is_not_overtaken_for_ever_by_small_ones(
@@ -125,13 +138,15 @@ def test_commands_beyond_the_rate_wait_and_none_fails(controller: ControllerProc
     """90 at 40 a second, in frames of 30: the second frame stops half-way."""
     slow, peer = controller.admit(rates=Rates(commands_per_second=40))
     _, other = controller.admit()
+    began = time.monotonic()
     for first in (0, 30, 60):
         peer.put(*[abi.Tokenize(i, 0, "w1") for i in range(first, first + 30)])
     controller.collect()
-    assert 40 <= len(peer.arrived()) < 90
+    assert 40 <= len(peer.arrived()) <= allowed(40, began)
     assert waits_for(controller, slow) == "rate"
     assert other.ask(abi.Tokenize(1, 0, "w7")) == [7]
     assert peer.wait(89) == [1]
+    assert allowed(40, began) >= 90
     assert peer.order == list(range(90))
     assert controller.stats().seats[slow].slowed_seconds > 0
 

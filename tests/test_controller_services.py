@@ -24,14 +24,14 @@ def next_ask(controller: ControllerProcess) -> control.Ask:
 
 
 def reply(controller: ControllerProcess, ask: control.Ask, value: Any = None) -> None:
-    controller.host.send(control.Reply(ask.seat, ask.request, value))
+    controller.host.send(control.Reply(ask.request, value))
 
 
 def refuse(
     controller: ControllerProcess, ask: control.Ask, error: type[errors.InferletError]
 ) -> None:
     message = (error.code, "what and why", "what to try")
-    controller.host.send(control.Reply(ask.seat, ask.request, error=message))
+    controller.host.send(control.Reply(ask.request, error=message))
 
 
 def failure(peer: Peer, request: int) -> type[errors.InferletError]:
@@ -71,7 +71,7 @@ def test_an_error_of_the_host_is_the_answer_cut_where_it_is_long(
     peer.put(abi.StoreSet(1, "k", b"v"))
     ask = next_ask(controller)
     error = (errors.QuotaError.code, "x" * 100_000, "y" * 100_000)
-    controller.host.send(control.Reply(ask.seat, ask.request, error=error))
+    controller.host.send(control.Reply(ask.request, error=error))
     with pytest.raises(AnswerError) as caught:
         peer.wait(1)
     assert caught.value.code == errors.QuotaError.code
@@ -271,7 +271,7 @@ def test_replies_for_the_dead_and_unasked_ones_are_dropped(controller: Controlle
     third = next_ask(controller)
     for ask in asks:
         reply(controller, ask, b"too late")
-    controller.host.send(control.Reply(third.seat, 10**9, b"unasked"))
+    controller.host.send(control.Reply(10**9, b"unasked"))
     reply(controller, third, b"right")
     reply(controller, third, b"twice")
     assert other.wait(1) == b"right"

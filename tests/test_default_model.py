@@ -22,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "gpu_backend" / "default_model"
 # Float32 sums differ between machines by rounding; it may flip a close greedy choice or two.
 TOLERANCE = 0.02
+SAMPLE = 16  # problems of each kind that are decoded though it was foretold that they are right
 THRESHOLDS = {"facts": 0.95, "arithmetic": 0.90, "json": 0.90, "react": 0.90}
 
 
@@ -115,6 +116,8 @@ def test_scores_hold_and_equal_the_card(loaded: tuple[Any, Any]) -> None:
         chosen = problems(kind)
         assert len(chosen) == written[kind]["problems"], kind
         right = foretold(loaded, chosen)
+        sample = [chosen[place] for place in sorted(right)[:SAMPLE]]
+        assert score(*loaded, sample)[0] == 1.0, f"{kind}: decoding writes what was foretold"
         rest = [document for i, document in enumerate(chosen) if i not in right]
         share = score(*loaded, rest)[0] if rest else 1.0
         exact_match = (len(right) + share * len(rest)) / len(chosen)

@@ -7,6 +7,7 @@ import random
 import socket
 import threading
 import zlib
+from pathlib import Path
 
 import psutil
 import pytest
@@ -23,6 +24,7 @@ from piehost.wire.services import HttpCall, HttpClose, HttpRead, HttpWrite, Stor
 
 from . import egress_harness
 from .egress_harness import fetch, get, post, read_all
+from .host_harness import eventually
 from .service_harness import PATIENCE, Service
 from .web_server import Request, WebServer
 
@@ -302,6 +304,14 @@ def test_close_ends_everything_at_once(web: WebServer, broker: Service, how: str
     assert closed.wait(PATIENCE)
 
 
+def unsent(process: psutil.Process) -> int:
+    """Octets that the kernel still has to send for it (`tx_queue` of proc_net(5))."""
+    ports = {connection.laddr.port for connection in process.net_connections("tcp")}
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    queues = [(int(row[1].rpartition(":")[2], 16), row[4].partition(":")[0]) for row in rows]
+    return sum(int(queue, 16) for port, queue in queues if port in ports)
+
+
 def test_a_closed_stream_that_nobody_reads_leaves_no_connection(
     web: WebServer, broker: Service
 ) -> None:
@@ -310,18 +320,15 @@ def test_a_closed_stream_that_nobody_reads_leaves_no_connection(
     web.routes["/"] = lambda r: stop.wait(PATIENCE)
     broker.grant(egress=[web.place], egress_bytes=1 << 30)
     broker.send(post(web.url("/"), b"", more=True))
-    taken = True
-    while taken:  # until the kernel's buffers are full
-        write = broker.send(HttpWrite(1, bytes(60000), True))
-        while not broker.answered(write) and taken:
-            taken = broker.receive(0.5)
-    broker.ask(HttpClose(1))
     process = psutil.Process(broker.process.pid)
-    for _ in range(100):
-        if not process.net_connections("tcp"):
-            break
-        broker.receive(0.05)
-    assert process.net_connections("tcp") == []
+    waits = False
+    while not (waits and unsent(process)):
+        write = broker.send(HttpWrite(1, bytes(60000), True))
+        while not broker.answered(write) and broker.receive(0.5):
+            pass
+        waits = not broker.answered(write)
+    broker.ask(HttpClose(1))
+    assert eventually(lambda: process.net_connections("tcp") == [])
     stop.set()
 
 

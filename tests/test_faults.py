@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from piehost.host.children import Child
-from piehost.host.client import Client, Run
+from piehost.host.client import Client
 from piehost.host.errors import FailedAnswer
 from piehost.host.watchdog import Patience, Watchdog
 from piehost.wire.link import Link
@@ -32,7 +32,9 @@ from .host_harness import (
     compile_c,
     debugged,
     eventually,
+    has_its_group,
     new_terminal,
+    started,
     write_program,
 )
 from .raw_inferlet import write_raw
@@ -48,7 +50,7 @@ GENERATE = """
 """
 BOTH_SERVICES = """
     ask(STORE_SET, "k", b"1")
-    failure(HTTP_GET, 1, "http://127.0.0.1:9/")
+    assert failure(HTTP_GET, 1, "http://127.0.0.1:9/") == 17  # unavailable: nobody listens there
     say("ready")
     ask(RECEIVE)
 """
@@ -59,15 +61,6 @@ SOON = Patience(look=0.02, ping=0.02, stopped=0.2, idle=0.5, busy=0.3)
 def victim() -> Iterator[Server]:
     with new_terminal() as terminal, terminal.server(*SCRIPTED) as running:
         yield running
-
-
-def started(client: Client, program: Path, egress: tuple[str, ...] = ()) -> Run:
-    """A run that has said that it is ready."""
-    run = client.launch(program, egress=egress)
-    for event in run.events():
-        if getattr(event, "data", b"") == b"ready":
-            break
-    return run
 
 
 def works(client: Client, tmp_path: Path) -> bool:
@@ -95,7 +88,8 @@ def test_a_stopped_process_that_others_do_not_need(
     victim: Server, tmp_path: Path, name: str
 ) -> None:
     with victim.client() as client:
-        run = started(client, write_raw(tmp_path, "both.py", BOTH_SERVICES), ("127.0.0.1:9",))
+        program = write_raw(tmp_path, "both.py", BOTH_SERVICES)
+        run = started(client, program, egress=["127.0.0.1:9"])
         process = psutil.Process(victim.child(name))
         process.suspend()
         assert eventually(lambda: all_gone([process]))
@@ -208,7 +202,7 @@ def test_a_host_without_descriptors_refuses_new_work_only(tmp_path: Path) -> Non
         host = server.process.pid
         limits = resource.prlimit(host, resource.RLIMIT_NOFILE)
         run = started(client, wait)
-        assert eventually(lambda: has_all_it_needs(client, run))
+        assert eventually(lambda: has_its_group(client, run)), "which takes descriptors too"
         before = client.stats().children
         refused = 0
         # 14 suffice for a launch, but not for the rings that every 16th makes ahead
@@ -234,13 +228,6 @@ def test_a_host_without_descriptors_refuses_new_work_only(tmp_path: Path) -> Non
         assert client.stats().children == before
 
 
-def has_all_it_needs(client: Client, run: Run) -> bool:
-    """It is in its control group, if it will have one: that takes descriptors too."""
-    details = client.inspect(run.id).details
-    assert details is not None
-    return "cgroup" not in details.controls or bool(details.quotas["threads"].used)
-
-
 def _leave(pid: int, spare: int) -> None:
     """Lowers the limit so that the process has only so many free descriptors below it."""
     used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
@@ -261,7 +248,12 @@ def test_a_backend_that_cannot_start_again_is_tried_until_it_can(tmp_path: Path)
         limits = resource.prlimit(host, resource.RLIMIT_NOFILE)
         resource.prlimit(host, resource.RLIMIT_NOFILE, (3, limits[1]))  # whatever it closes
         os.kill(backend, signal.SIGKILL)
-        assert eventually(lambda: "backend" not in client.stats().children)
+        assert server.process.stderr is not None
+        for _ in range(2):
+            while b"cannot start backend" not in (line := server.process.stderr.readline()):
+                assert line, "it has ended"
+            assert b"Too many open files" in line and b"trying again" in line
+        assert "backend" not in client.stats().children
         resource.prlimit(host, resource.RLIMIT_NOFILE, limits)
         assert works(client, tmp_path)
 

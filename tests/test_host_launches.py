@@ -31,24 +31,30 @@ def processes(server: Server, client: Client) -> dict[str, psutil.Process]:
     return {name: psutil.Process(pid) for name, pid in pids.items()}
 
 
-def descriptors(process: psutil.Process) -> Counter[str]:
-    """What the process has open, by kind: sockets, pipes, memfds by name without number."""
+def descriptors(client: Client, name: str, process: psutil.Process) -> Counter[str]:
+    """What the process has open, by kind: sockets, pipes, memfds by name without number. Rings that
+    are ready for the next launches, two of each in host and backend, are left out."""
     kinds: Counter[str] = Counter()
+    if name in ("host", "backend"):
+        kinds["rings"] = -2 * client.stats().rings_ready
     for fd in os.listdir(f"/proc/{process.pid}/fd"):
-        target = os.readlink(f"/proc/{process.pid}/fd/{fd}")
-        kinds[re.sub(r"[0-9]+|:\[.*| \(deleted\)", "", target)] += 1
+        try:
+            target = os.readlink(f"/proc/{process.pid}/fd/{fd}")
+        except FileNotFoundError:  # it was closed as we looked
+            continue
+        kind = re.sub(r"[0-9]+|:\[.*| \(deleted\)", "", target)
+        kinds["rings" if "piehost-ring" in kind else kind] += 1
     return kinds
 
 
-def has_same(process: psutil.Process, before: Counter[str]) -> bool:
-    """Whether it has the descriptors it had, but for rings: those that are ready for the next
-    launches come and go with the pool."""
-    try:
-        now = descriptors(process)
-    except FileNotFoundError:  # one was closed as we looked
-        return False
-    now.subtract(before)
-    return all(abs(n) <= (32 if "piehost-ring" in kind else 0) for kind, n in now.items())
+def has_same(client: Client, name: str, process: psutil.Process, before: Counter[str]) -> bool:
+    """Whether it has the descriptors it had."""
+    return descriptors(client, name, process) == before
+
+
+def has_no_ring_on_its_way(client: Client, name: str, process: psutil.Process) -> bool:
+    """All that it has are ready, or an inferlet's."""
+    return descriptors(client, name, process)["rings"] == 0
 
 
 def settled(stats: HostStats) -> bool:
@@ -64,8 +70,10 @@ def test_200_launches_leave_everything_where_it_was(server: Server, tmp_path: Pa
         assert client.launch(python).result(DEADLINE).code == 0
         assert eventually(lambda: settled(client.stats()) and client.stats().rings_ready >= 16)
         ours = processes(server, client)
+        for name in ("host", "backend"):
+            assert eventually(partial(has_no_ring_on_its_way, client, name, ours[name]))
         before = client.stats()
-        open_before = {name: descriptors(process) for name, process in ours.items()}
+        open_before = {name: descriptors(client, name, each) for name, each in ours.items()}
         memory_before = {name: process.memory_info().rss for name, process in ours.items()}
 
         for i in range(LAUNCHES):
@@ -81,8 +89,9 @@ def test_200_launches_leave_everything_where_it_was(server: Server, tmp_path: Pa
         assert after.controller.rows_free == before.controller.rows_free
         for name, process in ours.items():
             # the last inferlet's pidfd is held until it would have been moved to its group
-            same = partial(has_same, process, open_before[name])
-            assert eventually(same), (name, descriptors(process), open_before[name])
+            same = partial(has_same, client, name, process, open_before[name])
+            now = descriptors(client, name, process)
+            assert eventually(same), (name, now, open_before[name])
             growth = process.memory_info().rss - memory_before[name]
             assert growth < 8 << 20, (name, growth)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from .hostile import calls, exhaustion, protocol
+from .hostile.__main__ import QUICK_PROFILES
 from .hostile.cases import PROFILES
 from .mutants.sabotages import HOSTILE, SABOTAGES
 from .plain_user import USERS
@@ -29,7 +30,10 @@ def test_attacks_on_a_real_server_harm_nobody(user: str) -> None:
     rows = json.loads(done.stdout)
     wrong = [f"{row['attack']} ({row['profile']}): {row['got']}" for row in rows if not row["good"]]
     assert not wrong, "\n".join(wrong)
-    assert done.returncode == 0 and len(rows) > 50
+    assert done.returncode == 0 and len(rows) > 70
+    assert {row["profile"] for row in rows} == set(QUICK_PROFILES)
+    assert {row["promise"] for row in rows} == {f"P{number}" for number in range(1, 8)}
+    assert {row["user"] for row in rows} == {user}
 
 
 def test_every_attack_says_what_it_tests() -> None:
@@ -54,4 +58,4 @@ def test_every_sabotage_still_fits() -> None:
             assert any(attack in case.name for case in [*exhaustion.CASES, *protocol.CASES])
             continue
         file, _, name = sabotage.test.partition("::")
-        assert f"def {name}" in (ROOT / file).read_text(), sabotage
+        assert not name or f"def {name}(" in (ROOT / file).read_text(), sabotage

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,3 +97,25 @@ def test_what_was_queued_for_a_peer_that_died_is_closed_with_the_link() -> None:
         one.send(Note("late"), [0])
     one.close()
     assert open_now() == before
+
+
+def test_a_controller_waits_on_links_of_any_number() -> None:
+    """They have the numbers of the host's descriptors, of which a busy one has thousands open."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, limits[1]))
+    with contextlib.ExitStack() as ours:
+        ours.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        high = []
+        for _ in range(2):
+            for end in socket.socketpair():
+                ours.enter_context(end)
+            high.append(fcntl.fcntl(end, fcntl.F_DUPFD, 1100))
+            ours.callback(os.close, high[-1])
+        options = ["--host-fd", str(high[0]), "--backend-fd", str(high[1])]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "piehost.controller", *options],
+            pass_fds=high,
+            stderr=subprocess.PIPE,
+        )
+    _, said = process.communicate(timeout=60)  # it waits for its host, whose end is closed now
+    assert process.returncode == 0, said.decode()

@@ -152,5 +152,7 @@ def test_an_answer_that_is_too_large_for_a_frame_ends_nothing(
 
     program = write_program(tmp_path, "count.py", COUNT)
     path = rewritten(short, tmp_path / "run.pie", told=large)
-    done = terminal.run("replay", path, program)
+    done = terminal.run("replay", path, program, check=1)
+    assert b"bad_frame: the controller sent a frame" in done.stderr, "the program says why it ends"
+    assert b"run.pie: the program ended after 1 of " in done.stderr
     assert b"internal error" not in done.stderr and b"piehost/host" not in done.stderr

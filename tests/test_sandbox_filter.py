@@ -119,7 +119,7 @@ def test_wrong_policies_are_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPat
         "is not forbidden": 'allow = []\ntried = ["read"]\n[when]',
     }
     for complaint, text in cases.items():
-        (tmp_path / "bad.toml").write_text(f'description = ""\n{text}\n')
+        (tmp_path / "bad.toml").write_text(f"{text}\n")
         with pytest.raises(ValueError, match=complaint):
             policy.load("bad")
     with pytest.raises(ValueError, match="there is no policy"):

@@ -204,16 +204,19 @@ def test_an_id_is_not_given_away_while_a_process_has_it(pool: range) -> None:
     if pid == 0:
         os.setresuid(uid, uid, uid)
         signal.pause()
-    while Path(f"/proc/{pid}").stat().st_uid != uid:
-        pass
-    uids.release(uid)
-    with pytest.raises(OSError):
-        uids.claim()
-    os.kill(pid, signal.SIGKILL)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    with pytest.raises(OSError):  # it is dead, but not gone
-        uids.claim()
-    os.waitpid(pid, 0)
+    try:
+        while Path(f"/proc/{pid}").stat().st_uid != uid:
+            pass
+        uids.release(uid)
+        with pytest.raises(OSError, match="are taken"):
+            uids.claim()
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(OSError, match="are taken"):  # it is dead, but not gone
+            uids.claim()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     assert uids.claim() == uid
 
 

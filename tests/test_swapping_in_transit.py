@@ -10,7 +10,7 @@ from inferlet import abi
 
 from .controller_process import PAGE, ControllerProcess
 from .controller_programs import KV, PROMPT, Q, chain, setup
-from .test_controller_swapping import PAGES, TEXT, away, leave, nobody_ended, sleeper, takes, wakes
+from .controller_swapping import PAGES, TEXT, away, leave, nobody_ended, sleeper, takes, wakes
 
 
 @pytest.fixture

@@ -140,10 +140,6 @@ class AskStats(Struct, array_like=True, tag="ask_stats"):
     request: int
 
 
-class Shutdown(Struct, array_like=True, tag="shutdown"):
-    """Ends everything and the host itself. There is no answer but the host's end."""
-
-
 class Progress(Struct, array_like=True, tag="progress"):
     """The model is loading; launches wait for it. Sent to clients that have a launch waiting."""
 
@@ -245,6 +241,7 @@ class Details(Struct, kw_only=True):
     egress: list[str]  # grants
     children: list[str]  # ids
     profile: str
+    cgroups: list[str]  # folders of its control group, one in each hierarchy
 
 
 class Listing(Struct, array_like=True, tag="listing"):
@@ -314,7 +311,6 @@ ClientToHost: TypeAlias = (
     | SetQuota
     | Models
     | AskStats
-    | Shutdown
 )
 HostToClient: TypeAlias = (
     Progress

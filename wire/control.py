@@ -60,17 +60,16 @@ class SetLimits(Struct, array_like=True, tag="set_limits"):
 
 
 class ChildEnded(Struct, array_like=True, tag="child_ended"):
-    """What `seat` started with the `Spawn` of number `child` is dead, and its seat released."""
+    """What was started for the `Spawn` of number `child` is dead, and its seat released."""
 
-    seat: int
     child: int
     code: int  # 128 + n: signal n
 
 
 class Reply(Struct, array_like=True, tag="reply"):
-    """To an `Ask`: the value that the inferlet is answered with, or an error of the ABI."""
+    """To the `Ask` of that number: the value that the inferlet is answered with, or an error of the
+    ABI."""
 
-    seat: int
     request: int
     value: Any = None
     error: tuple[int, str, str] | None = None  # code, message, hint

@@ -60,7 +60,6 @@ class Exited(Struct, array_like=True, tag="exited"):
     """`status` is waitpid's. `violation` names the system call if seccomp killed it (SIGSYS)."""
 
     seat: int
-    pid: int
     status: int
     user_seconds: float
     system_seconds: float

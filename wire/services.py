@@ -116,7 +116,6 @@ class Gone(Struct, array_like=True, tag="gone"):
 
 
 class ServiceReply(Struct, array_like=True, tag="reply"):
-    seat: int
     request: int
     value: Any = None
     error: tuple[int, str, str] | None = None  # code of the ABI, message, hint

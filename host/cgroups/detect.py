@@ -86,6 +86,9 @@ def _no_tree(places: Places, error: OSError) -> Missing:
     why = f"cannot make groups in {places.folders['memory']}: {error.strerror or error}"
     if places.version is not V2:
         return Missing(why, "run the host as root, or have the folder given to its user")
+    if error.errno in (errno.EROFS, errno.ENODEV):
+        folder = places.folders["memory"]
+        return Missing(why, f"mount cgroup2 writable at {folder}; in a container, its own group")
     user = "" if os.getuid() == 0 else " --user"
     if error.errno == errno.ENOENT:
         why += " (it was not given all of the controllers memory, pids and cpu)"

@@ -16,7 +16,7 @@ import re
 import select
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -58,10 +58,11 @@ class Groups:
         self._ready.extend(self._make() for _ in range(_READY))
         self._mover.do(partial(remove_stale, places))
 
-    def place(self, launchers: Iterable[int], server: Mapping[str, int]) -> None:
+    def place(self, launchers: Collection[int], server: Mapping[str, int]) -> None:
         """Puts our own processes where they belong, those that are not there yet: `launchers` where
         what they take, and inferlets before they are in their groups, counts for the cap on all
         together; each of `server`, by name, where it has a weight of its own."""
+        self._placed &= {*launchers, *server.values()}  # a dead one's pid may come again
         for pid in launchers:
             self._place(pid, partial(self._tree.adopt, pid))
         for name, pid in server.items():

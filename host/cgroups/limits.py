@@ -104,7 +104,7 @@ def _usage_v2(read: Callable[[Controller, str], str]) -> GroupUsage:
         memory=int(read("memory", "memory.current")),
         threads=int(read("pids", "pids.current")),
         oom_kills=own["oom_kill"],
-        reached=own["max"] > 0,
+        reached=own["max"] > 0 or own["oom"] > 0,  # a lowered limit raises the second only
     )
 
 

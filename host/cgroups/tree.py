@@ -33,6 +33,7 @@ class Tree:
         self._above = places.folders
         self._locks: list[int] = []
         self._ours: list[Path] = []  # groups of processes of the server (v2)
+        self._left = False  # our own group, for one of `_ours` (v2)
         name = self._free_name()
         self._roots = {c: folder / name for c, folder in self._above.items()}
         try:
@@ -56,11 +57,14 @@ class Tree:
         """v2: a group with groups that are controlled holds no processes itself, but for the
         root; so we move into one of our own, if nobody else is there."""
         above = self._above["memory"]
+        if not (above / "cgroup.procs").exists():
+            raise OSError(errno.ENODEV, "another file system is mounted over it")
         if (above / "cgroup.type").exists():  # all but the root have it
             pids = {int(line) for line in (above / "cgroup.procs").read_text().split()}
             if pids - {os.getpid()}:
                 raise OSError(errno.EBUSY, f"other processes live in the group {above}")
             self.separate(_HOST, os.getpid())
+            self._left = True
         _enable(above)
 
     def separate(self, name: str, pid: int) -> None:
@@ -126,13 +130,13 @@ class Tree:
         for lock in self._locks:
             os.close(lock)
         self._locks.clear()
-        if self._ours:
+        if self._left:  # in the root, groups of others may be controlled meanwhile
             above = self._above["memory"]
-            with contextlib.suppress(OSError):  # the root, or another host has groups there
+            with contextlib.suppress(OSError):  # somebody else has such groups there
                 _put(above / "cgroup.subtree_control", "-memory -pids -cpu")
                 _put(above / "cgroup.procs", "0")
-            for folder in self._ours:
-                _remove(folder)
+        for folder in self._ours:
+            _remove(folder)
 
     def _write(self, settings: list[Setting], folders: dict[Controller, Path]) -> None:
         for setting in settings:

@@ -59,6 +59,7 @@ def _show_running(info: InferletInfo, details: Details) -> None:
         ("children", ", ".join(details.children) or "-"),
         ("egress", ", ".join(details.egress) or "nowhere"),
         ("sandbox", ", ".join(details.controls) or "-"),
+        ("cgroups", ", ".join(details.cgroups) or "-"),
         ("waived", ", ".join(details.waived) or "-"),
     ]
     show_table(("INFERLET", ""), facts)

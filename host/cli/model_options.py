@@ -28,7 +28,7 @@ _OPTIONS = (
     click.option(
         "--kv-memory",
         type=click.FloatRange(0, 1, min_open=True),
-        help="Or: the fraction of the free memory that they take.",
+        help="Or: the fraction of the free memory that they take. [default: 0.5]",
     ),
     click.option(
         "--swap-pages",

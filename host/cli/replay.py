@@ -30,7 +30,7 @@ from .program_command import ProgramCommand
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # of the process itself; all others are told to it, so they are the recording's
 _PROCESS_QUOTAS: Final = (
-    "address_space", "stack", "fds", "file_size", "cpu_seconds", "output_bytes",
+    "address_space", "stack", "threads", "fds", "file_size", "cpu_seconds", "output_bytes",
 )  # fmt: skip
 
 

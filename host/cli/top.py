@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Final
+from typing import Any, Final
 
 import click
+import msgspec
 from msgspec import Struct
 
 from piehost.wire.client import HostStats, InferletInfo
@@ -125,15 +126,18 @@ def _rows(before: Look, after: Look, sort: str) -> list[Row]:
     return rows[::-1]
 
 
-def _totals(before: Look, after: Look) -> dict[str, float]:
+def _totals(before: Look, after: Look) -> dict[str, Any]:
+    """What all take over that time, and the server's counters: its own, and the controller's."""
     seconds = after.at - before.at
     last, now = before.host.controller, after.host.controller
     return {
         "inferlets": len(after.inferlets),
         "tokens_per_second": round(max(0, now.tokens_out - last.tokens_out) / seconds, 1),
         "steps_per_second": round(max(0, now.steps - last.steps) / seconds, 1),
-        "pages_free": now.pages_free,
-        "pages_total": now.pages_total,
+        "launches": after.host.launches,
+        "restarts": after.host.restarts,
+        "rings_ready": after.host.rings_ready,
+        **msgspec.to_builtins(now),
     }
 
 

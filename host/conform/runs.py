@@ -41,7 +41,6 @@ class Told(Struct):
 
     request: int
     sent: Sent | None
-    value: Any = None
     error: tuple[int, str, str] | None = None  # code, message, hint
 
 
@@ -157,8 +156,8 @@ def _told(answer: list[Any], asked: dict[int, deque[Sent]]) -> Told:
     sent = waiting.popleft() if waiting else None
     if kind == abi.ANSWER_ERROR:
         code, message, hint = rest
-        return Told(request, sent, error=(code, message, hint))
-    return Told(request, sent, rest[0])
+        return Told(request, sent, (code, message, hint))
+    return Told(request, sent)
 
 
 def _too_long(data: bytes) -> bool:

@@ -72,7 +72,7 @@ class Broker:
             try:
                 self._ask(message)
             except InferletError as error:
-                self._answer(message.seat, message.request, error)
+                self._answer(message.request, error)
 
     def _ask(self, message: ServiceAsk) -> None:
         seat, request, call = message.seat, message.request, message.call
@@ -86,7 +86,7 @@ class Broker:
             case HttpClose():
                 self._stream(seat, call.stream).close()
                 del self._streams[seat][call.stream]
-                self._answer(seat, request, None)
+                self._answer(request, None)
             case _:
                 raise UnavailableError(f"the egress broker knows no {type(call).__name__}")
 
@@ -116,14 +116,14 @@ class Broker:
 
     def _answer_living(self, seat: int, request: int, value: object) -> None:
         if seat in self._accounts:
-            self._answer(seat, request, value)
+            self._answer(request, value)
 
-    def _answer(self, seat: int, request: int, value: object) -> None:
+    def _answer(self, request: int, value: object) -> None:
         if isinstance(value, InferletError):
             error = (value.code, value.message, value.hint)
-            self._send(ServiceReply(seat, request, None, error))
+            self._send(ServiceReply(request, None, error))
         else:
-            self._send(ServiceReply(seat, request, value))
+            self._send(ServiceReply(request, value))
 
     def _used(self, seat: int, octets: int) -> None:
         self._send(EgressUsed(seat, octets))

@@ -95,7 +95,7 @@ def _reaches(grant: EgressGrant, host: str | Address) -> bool:
     if network is None or host not in network:
         return False
     special = special_range(host)
-    return special is None or _is_within(network, special[1])
+    return special is None or is_within(network, special[1])
 
 
 def _names(grant: EgressGrant, name: str) -> bool:
@@ -104,7 +104,7 @@ def _names(grant: EgressGrant, name: str) -> bool:
     return name.endswith("." + grant.name) if grant.below else name == grant.name
 
 
-def _is_within(inner: Network, outer: Network) -> bool:
+def is_within(inner: Network, outer: Network) -> bool:
     return inner[0] in outer and inner[-1] in outer
 
 

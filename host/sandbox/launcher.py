@@ -144,7 +144,6 @@ class Launcher:
         self._send(
             Exited(
                 seat=child.seat,
-                pid=child.pid,
                 status=status,
                 user_seconds=usage.ru_utime,
                 system_seconds=usage.ru_stime,

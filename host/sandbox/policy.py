@@ -38,8 +38,6 @@ class Policy(Struct, frozen=True):
     `()` as an alternative holds always; no alternative at all means never.
     """
 
-    name: str
-    description: str
     allow: dict[int, tuple[Alternative, ...]]
     forbidden: frozenset[int]  # kill the process
     absent: frozenset[int]  # ENOSYS, where not allowed
@@ -76,7 +74,7 @@ def load(name: str) -> Policy:
     if clash := forbidden & allow.keys():
         raise ValueError(f"policy {name}: {syscall_name(min(clash))} is both allowed and forbidden")
     absent = frozenset(map(_number, common["absent"])) | tried
-    return Policy(name, rules["description"], allow, forbidden - tried, absent)
+    return Policy(allow, forbidden - tried, absent)
 
 
 def _rules(name: str) -> dict[str, Any]:

@@ -358,9 +358,10 @@ class _Probe:
 
     def _next(self) -> tuple[LauncherToHost, list[int]]:
         deadline = time.monotonic() + _SECONDS
+        poll = select.poll()
+        poll.register(self._link, select.POLLIN)
         while not self._arrived:
-            ready, _, _ = select.select([self._link], [], [], max(0, deadline - time.monotonic()))
-            if not ready:
+            if not poll.poll(1000 * max(0, deadline - time.monotonic())):
                 raise TimeoutError(f"the launcher does not answer within {_SECONDS:.0f} s")
             self._arrived.extend(self._link.receive())
         message, fds = self._arrived.popleft()

@@ -66,6 +66,6 @@ class Server:
     def _answer(self, ask: ServiceAsk, value: object) -> None:
         if isinstance(value, InferletError):
             error = (value.code, value.message, value.hint)
-            self._link.send(ServiceReply(ask.seat, ask.request, None, error))
+            self._link.send(ServiceReply(ask.request, None, error))
         else:
-            self._link.send(ServiceReply(ask.seat, ask.request, value))
+            self._link.send(ServiceReply(ask.request, value))

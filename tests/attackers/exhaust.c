@@ -27,19 +27,18 @@ static void threads(void)
     pthread_attr_setstacksize(&attributes, 32768);
     while (count < 10000 && !(error = pthread_create(&thread, &attributes, wait_for_ever, NULL)))
         count++;
-    printf("%s %s\n", error == EAGAIN ? "EAGAIN" : strerror(error),
-           count <= 64 ? "within 64" : "beyond 64");
+    printf("%s at %d\n", error == EAGAIN ? "EAGAIN" : strerror(error), count);
 }
 
 /* Memory for ever, all of it touched; `at_end` says so when there is no more. */
 static void memory(int at_end)
 {
-    for (;;) {
+    for (int count = 0;; count++) {
         char *block = malloc(1 << 20);
         if (block)
             memset(block, 1, 1 << 20);
         else if (at_end) {
-            puts(errno == ENOMEM ? "ENOMEM" : strerror(errno));
+            printf("%s at %d\n", errno == ENOMEM ? "ENOMEM" : strerror(errno), count);
             return;
         }
     }
@@ -114,7 +113,7 @@ static void grow(int fd)
     else if (write(fd, "x", 1) == 1)
         puts("it grew");
     else
-        puts(errno == EFBIG || errno == EPERM || errno == EBADF ? "refused" : strerror(errno));
+        puts(strerror(errno));
 }
 
 static void *touch_volatile(volatile char *at)
@@ -136,15 +135,16 @@ static void mappings(void)
     int count = 0;
     while (mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, 5, 0) != MAP_FAILED)
         count++;
-    printf("%s %s\n", errno == ENOMEM ? "ENOMEM" : strerror(errno),
-           count <= 4096 ? "within 4 GiB" : "beyond");
+    printf("%s at %d\n", errno == ENOMEM ? "ENOMEM" : strerror(errno), count);
 }
 
 static void open_file(const char *path)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    puts(fd >= 0 ? "opened"
-         : errno == EPERM || errno == EACCES || errno == ENOENT ? "refused" : strerror(errno));
+    puts(fd >= 0                              ? "opened"
+         : errno == EPERM || errno == EACCES ? "refused"
+         : errno == ENOENT                   ? "no such file"
+                                             : strerror(errno));
 }
 
 extern char **environ;

@@ -1,6 +1,7 @@
 /* Writes raw octets to the connection. Its words: x:HEX writes; r:N:HEX writes N times HEX; f:N:HEX
  * the same as a frame; g waits for a frame and prints its body in hex; e reads to the end; s sleeps
  * for ever; l starts again with the first word. */
+#include <ctype.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -20,11 +21,14 @@ static void put(const unsigned char *data, size_t size)
     }
 }
 
+static int digit(char c) { return c <= '9' ? c - '0' : c - 'a' + 10; }
+
+/* Not with sscanf, which looks for the end of the text each time: a flood would be a trickle. */
 static size_t unhex(const char *text)
 {
     size_t size = 0;
-    for (unsigned octet; sscanf(text + 2 * size, "%2x", &octet) == 1; size++)
-        chunk[size] = (unsigned char)octet;
+    for (; isxdigit((unsigned char)text[2 * size]); size++)
+        chunk[size] = (unsigned char)(digit(text[2 * size]) << 4 | digit(text[2 * size + 1]));
     return size;
 }
 

@@ -6,7 +6,7 @@
     --quick             those of the test suite
     --json              a list of rows
 
-Exit code 1 if one is not as expected.
+Exit code 1 if one is not as expected, 2 if they were not all made.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from .cases import PROFILES, Case, Live, call_case
 EVERY: Final = {"native": 12, "dynamic": 40, "python": 36, "node": 60, "perl": 60}
 _PR_SET_PDEATHSIG: Final = 1
 QUICK_PROFILES: Final = ("native", "python")
+BROKE_OFF: Final = 2
 
 
 def cases(live: Live) -> list[Case]:
@@ -107,9 +108,13 @@ def main() -> int:
         print(json.dumps(msgspec.to_builtins(rows), indent=1))
     else:
         slowest = max((row.host_ms for row in rows), default=0)
+        grown = max((row.grown for row in rows), default=0)
         print(f"{len(rows)} attacks, {wrong} not as expected; the host's slowest answer took "
-              f"{slowest:.0f} ms")  # fmt: skip
-    return int(wrong > 0 or not rows)
+              f"{slowest:.0f} ms, host and controller grew by {grown >> 20} MiB")  # fmt: skip
+    if not rows:
+        print("no attack has that name", file=sys.stderr)
+        return BROKE_OFF
+    return int(wrong > 0)
 
 
 def _rows(user: str, arguments: list[str]) -> Iterator[Row]:
@@ -122,7 +127,8 @@ def _rows(user: str, arguments: list[str]) -> Iterator[Row]:
             yield msgspec.json.decode(line, type=Row)
     finally:
         if process.wait() != 0:
-            raise SystemExit(f"the attacks as {user} broke off")
+            print(f"the attacks as {user} broke off", file=sys.stderr)
+            sys.exit(BROKE_OFF)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Escapes as data: single system calls, which the programs `call.*` of tests/attackers make.
 
-E: refused with EPERM or EACCES. A: refused, or no such file. N: no such system call. K: killed, and
-the report names the call.
+E: refused with EPERM or EACCES. A: no such file, where a mount namespace hides it (ENOENT), else E.
+N: no such system call. K: killed, and the report names the call.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ class Attack(NamedTuple):
     @property
     def number(self) -> int:
         return NR[self.call] if isinstance(self.call, str) else self.call
+
+    def expected_under(self, profile: str, hides: bool) -> str:
+        """`hides`: the inferlet has a mount namespace. The native profile opens nothing at all, so
+        it never gets as far as to look for a file."""
+        return E if self.expected == A and (profile == "native" or not hides) else self.expected
 
 
 NETWORK = [
@@ -248,7 +253,3 @@ def outcome_of(out: str) -> str:
     if code == errno.ENOENT:
         return A
     return E if code in REFUSED else N if code == errno.ENOSYS else os.strerror(code)
-
-
-def is_as_expected(got: str, expected: str) -> bool:
-    return got == expected or (got == E and expected == A)

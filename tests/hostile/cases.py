@@ -17,7 +17,6 @@ from piehost.host.client import Result
 
 from . import calls
 
-_NOTICE: Final = 256  # octets in which the host says that it dropped the rest
 PROFILES: Final = ("native", "dynamic", "python", "node", "perl")
 
 
@@ -43,6 +42,7 @@ class Case(NamedTuple):
     stays: str = ""  # "", or "held" / "stopped": how it is ended
     judge: Callable[[Result], str] | None = None
     cgroup: str = ""  # expected where no control group can be had, if that is something else
+    hidden: str = ""  # expected where a mount namespace hides what is not granted, if different
     not_on: Mapping[str, str] = {}  # profile -> why there is no such attack
     on_profile: Mapping[str, str] = {}  # profile -> what is expected there instead
     quick: bool = False  # is in the suite
@@ -67,15 +67,17 @@ def call_case(promise: str, attack: calls.Attack, quick: bool) -> Case:
         return calls.outcome_of(result.stdout.decode(errors="replace"))[:80]
 
     killed = f"ended: sandbox ({attack.call})"
+    refused = attack.expected_under("native", hides=False)
     return Case(
         attack.name,
         promise,
-        killed if attack.expected == calls.K else attack.expected,
+        killed if refused == calls.K else refused,
         "call",
         (attack.number, *attack.arguments),
         judge=judge,
         # libuv tries it unasked, so there it must not kill
         on_profile={"node": calls.N} if attack.name == "io_uring_setup" else {},
+        hidden=calls.A if attack.expected == calls.A else "",
         quick=quick,
     )
 
@@ -94,17 +96,46 @@ def codes(result: Result) -> str:
 
 
 def one_error(result: Result) -> str:
-    """Whether all answers, from request 10 on, are the same error, but for the handle's number."""
-    errors = {(a[2], re.sub(r"\d+", "N", a[3]), a[4]) if a[0] else (0, "", "") for a in
-              answers(result) if a[1] >= 10}  # fmt: skip
+    """How many answers there are, from request 10 on, and whether all are the same error, but for
+    the handle's number."""
+    asked = [a for a in answers(result) if a[1] >= 10]
+    errors = {(a[2], re.sub(r"\d+", "N", a[3]), a[4]) if a[0] else (0, "", "") for a in asked}
     if len(errors) != 1:
         return f"{len(errors)} different answers: {sorted(errors)}"
-    return f"answered: the same {errors.pop()[0]}"
+    return f"answered: {len(asked)} times the same {errors.pop()[0]}"
+
+
+def stopped(word: str, least: int, most: int) -> Callable[[Result], str]:
+    """It took one after the other until it was refused, with `word`, and counted them."""
+
+    def judge(result: Result) -> str:
+        said, _, count = result.stdout.decode().strip().rpartition(" at ")
+        right = said == word and result.code == 0 and least <= int(count) <= most
+        return f"{word}, {least} to {most}" if right else f"said {result.stdout!r}"
+
+    return judge
+
+
+def rounds(count: int) -> Callable[[Result], str]:
+    """It had two answers in each, and the accelerator's work for at least one."""
+
+    def judge(result: Result) -> str:
+        if result.code != 0 or result.stdout != f"{2 * count} answers\n".encode():
+            return f"exit code {result.code}, {result.stdout!r}"
+        steps = result.stats.steps
+        return f"{2 * count} answers, {count if steps >= count else steps} steps or more"
+
+    return judge
 
 
 def output_of(limit: int) -> Callable[[Result], str]:
+    """It wrote x without end to stdout and stderr."""
+
     def judge(result: Result) -> str:
-        most = max(len(result.stdout), len(result.stderr))
-        return f"cut at {limit}" if most <= limit + _NOTICE else f"{most} octets came"
+        for name, got in (("stdout", result.stdout), ("stderr", result.stderr)):
+            notice = f"\n[piehost: {name} is cut off after {limit} octets]\n".encode()
+            if got != b"x" * limit + notice:
+                return f"{len(got)} octets of {name} came, which end with {got[-60:]!r}"
+        return f"cut at {limit}, exit code {result.code}"
 
     return judge

@@ -13,7 +13,7 @@ from ..host_harness import family
 
 
 def counters(client: Client, host: int) -> dict[str, int]:
-    """By name. What this user may not look at is left out."""
+    """By name. What a process held that has just ended is left out, and so is a difference."""
     stats = client.stats()
     held = {
         "seats": stats.controller.seats,
@@ -21,14 +21,14 @@ def counters(client: Client, host: int) -> dict[str, int]:
         "free rows": stats.controller.rows_free,
         "free pages of host memory": stats.controller.swap_free,
         "processes": len(family(host)),
-        "control groups": _control_groups(host),
+        "control groups": len(control_groups(host)),
         "user ids": _locks(set(stats.children.values())),
     }
     for name, pid in {"host": host, **stats.children}.items():
         try:
             descriptors = len(os.listdir(f"/proc/{pid}/fd"))
             mapped = Path(f"/proc/{pid}/maps").read_text().count("/memfd:")
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError):
             continue
         # rings made ahead, of which there are more or fewer: two of each, out and in
         ahead = 2 * stats.rings_ready
@@ -52,11 +52,12 @@ def difference(before: dict[str, int], after: dict[str, int]) -> str:
     return ", ".join(f"{name}: {after.get(name)}, not {before.get(name)}" for name in names)
 
 
-def _control_groups(host: int) -> int:
+def control_groups(host: int) -> list[Path]:
+    """Folders of the groups that a host has made, of inferlets and for the next ones."""
     found = find(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
     if isinstance(found, Missing):
-        return 0
-    return sum(len(list(folder.glob(f"piehost-{host}/*/"))) for folder in found.folders.values())
+        return []
+    return [path for top in found.folders.values() for path in top.glob(f"piehost-{host}/*/")]
 
 
 def _locks(pids: set[int]) -> int:

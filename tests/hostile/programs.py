@@ -58,6 +58,7 @@ class Programs(NamedTuple):
     """Where what lies. `calls` and `loaders` are by profile."""
 
     folder: Path
+    run_dir: Path  # the server's
     sibling: Path
     calls: dict[str, Path]
     loaders: dict[str, Path]
@@ -70,8 +71,12 @@ class Programs(NamedTuple):
         self, profile: str, program: str, words: tuple[object, ...]
     ) -> tuple[Path, list[str]]:
         """The program and its arguments."""
-        place = str(self.folder / profile)
-        said = [str(word).replace("{place}", place) for word in words]
+        places = {"{place}": str(self.folder / profile), "{run}": str(self.run_dir)}
+        said = [str(word) for word in words]
+        for name, path in places.items():
+            said = [word.replace(name, path) for word in said]
+        if said[:1] == ["open"]:
+            assert Path(said[1]).exists(), f"there is nothing to open at {said[1]}"
         if program == "call":
             return self.calls[profile], said
         if program == "foreign":
@@ -81,7 +86,7 @@ class Programs(NamedTuple):
         return self.folder / profile / program, ["attack", program, *said]
 
 
-def build(folder: Path, profiles: list[str]) -> Programs:
+def build(folder: Path, run_dir: Path, profiles: list[str]) -> Programs:
     folder.chmod(0o755)
     calls: dict[str, Path] = {}
     for profile, options in (("native", ["-static"]), ("dynamic", [])):
@@ -118,7 +123,7 @@ def build(folder: Path, profiles: list[str]) -> Programs:
         _gcc(place / "addon.node", "addon.c", "-D_GNU_SOURCE", "-shared", "-fPIC")
         shutil.copy(ATTACKERS / "addon.js", place)
         (place / "inferlet.toml").write_text('entry = "addon.js"\n')
-    return Programs(folder, write_program(folder, "sibling.py", SIBLING), calls, loaders)
+    return Programs(folder, run_dir, write_program(folder, "sibling.py", SIBLING), calls, loaders)
 
 
 def _gcc(path: Path, source: str, *options: str) -> None:

@@ -20,10 +20,14 @@ _FOREIGN = f"{_ESCAPE}test_calls_of_another_architecture_kill"
 _LAUNCHER = "tests/test_sandbox_launcher.py::"
 _IDENTITY = "tests/test_sandbox_identity.py::"
 _EXPORTS = "tests/test_controller_exports.py::"
+_RIGHTS = "tests/test_controller_export_rights.py::"
+_LEASES = "tests/test_controller_export_ends.py::"
 _BOUNDS = "tests/test_controller_bounds.py::"
-_SWAPPING = "tests/test_controller_swapping.py::"
+_ATTENTION = "tests/test_controller_attention.py"
+_SWAPPING = "tests/test_swapping_who_gives_way.py::"
 _RINGS = "tests/test_rings.py::"
 _CGROUPS = "tests/test_cgroups.py::"
+_OF_INFERLETS = "tests/test_cgroups_inferlets.py::"
 
 # beside these, tests/test_sandbox_escape.py sabotages the policies sixteen times in every run
 SABOTAGES = [
@@ -90,13 +94,16 @@ SABOTAGES = [
              f"{_RINGS}test_a_ring_in_is_writable_for_the_inferlet_and_keeps_its_size"),
     Sabotage("host/shm/ring.py", "if offset < 0 or length < 0 or offset + length > self.size:",
              "if offset < 0 or length < 0:", f"{_RINGS}test_reads_stay_inside_the_ring"),
+    Sabotage("host/shm/ring.py", "return self._map[offset : offset + length]",
+             "return memoryview(self._map)[offset : offset + length]",
+             f"{_RINGS}test_what_was_read_from_a_ring_in_does_not_change_any_more"),
     Sabotage("host/shm/ring.py", "if offset < 0 or offset + len(data) > self.size:",
              "if offset + len(data) > self.size:", f"{_RINGS}test_writes_stay_inside_the_ring"),
     Sabotage("host/shm/memfd.py", "fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE |", "fcntl.F_SEAL_GROW |",
              f"{_RINGS}test_a_sealed_block_holds_its_bytes_for_ever"),
     # --- what one inferlet may hold in the controller ---
     Sabotage("controller/seat.py", "if self.pages_held + pages > self.limits.kv_pages:",
-             "if False:", f"{_EXPORTS}test_imports_count_as_the_importer_s_pages_and_handles"),
+             "if False:", f"{_RIGHTS}test_imports_count_as_the_importer_s_pages_and_handles"),
     Sabotage("controller/seat.py", "if len(self.kvs) >= self.limits.kv_pages:", "if False:",
              f"{_BOUNDS}test_handles_without_pages_have_a_cap"),
     Sabotage("controller/seat.py", "if size > abi.MAX_FRAME_BYTES:", "if False:",
@@ -104,7 +111,7 @@ SABOTAGES = [
     Sabotage("controller/seat.py", "elif flags == abi.FLAG_LONG:", "elif flags & abi.FLAG_LONG:",
              f"{HOSTILE}a command frame"),
     Sabotage("controller/seat.py", "return len(self._backlog) > MAX_BACKLOG_BYTES", "return False",
-             f"{_EXPORTS}test_a_flood_of_lists_is_carried_out_in_turns_and_ends_who_does_not_read"),
+             f"{_RIGHTS}test_a_flood_of_lists_is_carried_out_in_turns_and_ends_who_does_not_read"),
     Sabotage("controller/seat.py", "(msgspec.MsgspecError, RecursionError, UnicodeDecodeError)",
              "msgspec.MsgspecError", f"{HOSTILE}nesting as deep"),
     Sabotage("controller/requests.py", "if len(seat.queues) >= MAX_QUEUES:", "if False:",
@@ -120,23 +127,23 @@ SABOTAGES = [
              f"{_EXPORTS}test_an_export_holds_its_pages_and_imported_handles_stay"),
     Sabotage("controller/exports.py", "        for page in export.pages:\n"
              "            self._pool.release(page)\n", "",
-             f"{_EXPORTS}test_a_lease_that_is_over_frees_the_pages_by_itself"),
+             f"{_LEASES}test_a_lease_that_is_over_frees_the_pages_by_itself"),
     Sabotage("controller/exports.py", "    for page in block.pages:\n"
              "        machine.pages.retain(page)\n", "",
              f"{_EXPORTS}test_an_export_holds_its_pages_and_imported_handles_stay"),
     Sabotage("controller/exports.py", "if held + pages > seat.limits.export_pages:", "if False:",
-             f"{_EXPORTS}test_the_cap_counts_what_is_exported_now"),
+             f"{_RIGHTS}test_the_cap_counts_what_is_exported_now"),
     Sabotage("controller/exports.py",
              "if self._meta.get(seat.user, 0) + len(meta) > _MOST_META:", "if False:",
-             f"{_EXPORTS}test_what_exports_keep_beside_pages_has_a_cap_too"),
+             f"{_RIGHTS}test_what_exports_keep_beside_pages_has_a_cap_too"),
     Sabotage("controller/exports.py", "export = self._users.get(user, {}).get(name)",
              "export = next((e for e in self._all() if e.name == name), None)",
-             f"{_EXPORTS}test_another_user_s_exports_do_not_exist"),
+             f"{_RIGHTS}test_another_user_s_exports_do_not_exist"),
     Sabotage("controller/pools.py", "return self._references[page] > 1", "return False",
-             f"{_EXPORTS}test_nobody_writes_into_exported_pages_until_they_are_one_s_own_again"),
+             f"{_RIGHTS}test_nobody_writes_into_exported_pages_until_they_are_one_s_own_again"),
     Sabotage("controller/pools.py", "self._limbo.append(page)", "self._free.append(page)",
-             f"{_EXPORTS}test_a_write_does_not_overtake_the_last_read_of_an_importer_in_the_same"
-             "_step"),
+             "tests/test_controller_order.py::"
+             "test_a_page_freed_after_a_read_is_nobodys_before_that_step_has_left"),
     # --- who gives way, and who is slowed ---
     Sabotage("controller/swapping.py",
              "if self.places.available and (victim := self._next_idle(asker)):",
@@ -145,15 +152,23 @@ SABOTAGES = [
     Sabotage("controller/swapping.py",
              "victim = asker if newest.number < asker.number else newest", "victim = asker",
              f"{_SWAPPING}test_when_host_memory_is_full_too_the_newest_is_ended_and_told_so"),
+    Sabotage("controller/attention.py", "        return wait > 0\n", "        return False\n",
+             _ATTENTION),
+    Sabotage("controller/batcher.py", "len(flight.seats) > 1 or seat not in flight.seats",
+             "flight.seats", _ATTENTION),
     Sabotage("controller/rates.py", "self._level -= count", "pass",
              "tests/test_controller_rates.py"),
+    # --- what clients ask of the host ---
+    Sabotage("host/clients.py", "self._router.recv_multipart(zmq.NOBLOCK, copy=False)",
+             "map(zmq.Frame, self._router.recv_multipart(zmq.NOBLOCK))",
+             "tests/test_host_memory.py::test_a_host_without_memory_refuses_new_work_only"),
     # --- control groups and quotas ---
     Sabotage("host/cgroups/limits.py", 'Setting("memory", "memory.limit_in_bytes", memory),',
              'Setting("memory", "memory.limit_in_bytes", "-1"),',
              f"{_CGROUPS}test_a_limit_below_what_is_held_ends_or_is_told_of"),
     Sabotage("host/cgroups/limits.py", 'Setting("cpu", "cpu.cfs_quota_us", str(quota)),',
              'Setting("cpu", "cpu.cfs_quota_us", "-1"),',
-             f"{_CGROUPS}test_processor_time_is_held_to_its_quota"),
+             f"{_OF_INFERLETS}test_processor_time_is_held_to_its_quota"),
     Sabotage("host/cgroups/groups.py",
              "if any(_private_memory(int(pid), most) > most for pid in pids):",
              "if False:", f"{_CGROUPS}test_who_holds_too_much_when_it_joins_is_told_of"),
