@@ -105,7 +105,7 @@ def measure_deaths(kills: int) -> None:
 def measure_layers(repeats: int, *options: str) -> None:
     with programs() as built:
         stages = launch_stages(built["hello"]["c"])
-    print("\nStages of a launch (static executable), us: p50, p99")
+    print("\nStages of a launch until the exec (static executable), us: p50, p99")
     for stage, cells in stages.items():
         print(f"  {stage:<16}{cells['p50'] * 1e6:>8.1f}{cells['p99'] * 1e6:>8.1f}")
     calls = kernel_calls(repeats, *options)

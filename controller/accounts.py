@@ -82,6 +82,7 @@ class Accounts:
             account.served_until = seat.served
         account.served += cost / seat.share
         seat.served += cost
+        seat.allowance.earn()
 
     def wake(self, seat: Seat) -> None:
         """The inferlet has something for the accelerator again. Called before it is in `ready`."""

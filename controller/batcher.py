@@ -61,9 +61,10 @@ class Batcher:
         self._builder = StepBuilder(1, machine.model.page_size, *self._rooms)
         self._flight = Flight(1)
         self.lost = False  # the backend is gone: every device command fails
-        # When the latest answer came; if all since `_crowded_at` were of one inferlet, whose
-        self._answered_at = self._crowded_at = -math.inf
-        self._alone: Seat | None = None
+        # The latest answer counts until then; if all since `_crowded_until` were of one inferlet,
+        # its number, else 0
+        self._busy_until = self._crowded_until = -math.inf
+        self._alone = 0
 
     # --- in -------------------------------------------------------------------
 
@@ -243,21 +244,22 @@ class Batcher:
         self._flight = Flight(builder.number + 1)
         return builder.message()
 
-    def serves_others(self, seat: Seat, now: float) -> bool:
-        """The accelerator works for another inferlet, or has just answered one."""
+    def others_until(self, seat: Seat, now: float) -> float:
+        """When the accelerator will be free of other inferlets: not foreseen (infinity) while it
+        works for one; after that it is theirs for as long as the step took, since they may be
+        thinking of the next. In the past if it is free. Seconds, monotonic."""
         if any(len(flight.seats) > 1 or seat not in flight.seats for flight in self._flights):
-            return True
-        at = self._crowded_at if seat is self._alone else self._answered_at
-        return now - at < _JUST_SECONDS
+            return math.inf
+        return self._crowded_until if seat.number == self._alone else self._busy_until
 
     def done(self, answer: StepDone, now: float) -> None:
         """The backend answered the oldest step in flight. `now`: seconds, monotonic."""
         flight = self._flights.popleft()
         assert flight.step == answer.step, "the backend answers in order"
-        alone = next(iter(flight.seats)) if len(flight.seats) == 1 else None
-        if alone is None or alone is not self._alone:
-            self._crowded_at, self._alone = self._answered_at, alone
-        self._answered_at = now
+        alone = next(iter(flight.seats)).number if len(flight.seats) == 1 else 0
+        if not alone or alone != self._alone:
+            self._crowded_until, self._alone = self._busy_until, alone
+        self._busy_until = now + min(answer.seconds, _MOST_THOUGHT)
         self.stats.backend_seconds += answer.seconds
         if answer.error is not None:
             why = answer.error[:_MOST_REASON]
@@ -315,7 +317,7 @@ def _urgency(queue: Queue) -> tuple[int, int, bool, float, int]:
     return (-seat.priority, -queue.priority, queue.current is None, seat.served, queue.since)
 
 
-_JUST_SECONDS: Final = 0.05  # a program thinks for less between two tokens
+_MOST_THOUGHT: Final = 0.05  # seconds between two tokens
 _MOST_REASON: Final = 1000  # characters of a backend's error that are passed on
 _LOST: Final = {**dict.fromkeys(CALLS, _refuse), **CONTROLS}  # without a backend
 _SETTLED: Final = (ExportKvPage, Synchronize)  # these wait until nothing is in flight

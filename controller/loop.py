@@ -28,11 +28,11 @@ from .chat import Text
 from .exports import Exports
 from .machine import Machine
 from .pools import PagePool, RowPool
+from .report import report
 from .requests import Requests
 from .seat import MAX_BACKLOG_BYTES, Seat
 from .swapping import Swapping
 from .turns import TURN_SECONDS, Turns
-from .waiting import waits_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +95,7 @@ class Controller:
         while True:
             arrived = self._epoll.poll(self._timeout())
             self._turns.turn += 1
+            self._attention.begin_turn()
             self._batcher.begin_turn()
             for fd, events in arrived:
                 if (reader := self._readers.get(fd)) is not None:
@@ -128,11 +129,7 @@ class Controller:
 
     def _serve(self, seat: Seat) -> bool:
         """One turn's share of what it says: of what is left, or has arrived. False if nothing."""
-        if (
-            seat.attention.is_empty
-            and not seat.leaving
-            and self._attention.holds(seat, time.monotonic())
-        ):
+        if seat.allowance.left <= 0 and self._attention.holds(seat, time.monotonic()):
             self._watch_seat(seat)
             return False
         began = time.perf_counter()
@@ -156,7 +153,9 @@ class Controller:
             if rest and not (left or seat.closed):
                 due = seat.pace.commands_due(sum(map(len, rest)), time.monotonic())
                 self._slowed[seat] = due
-        self._turns.spend(seat, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self._turns.spend(seat, seconds)
+        self._attention.spent(seat, seconds, time.monotonic())
         if seat.closed:
             return True
         if left:
@@ -171,7 +170,9 @@ class Controller:
         """Those whose rate, or whose share of the controller, lets them go on."""
         now = time.monotonic()
         for seat in self._attention.over(now):
-            if not seat.closed:
+            if seat.leaving:
+                self._turns.join(seat)  # `_go_on` releases it
+            elif not seat.closed:
                 self._hear(seat)
         for seat in [seat for seat, until in self._slowed.items() if until <= now]:
             if self._slowed.pop(seat, None) is not None:  # else one before it had it ended
@@ -183,7 +184,7 @@ class Controller:
         over = time.perf_counter() + TURN_SECONDS
         while (seat := self._turns.next()) is not None:
             self._serve(seat)
-            if seat.leaving and not seat.in_line:
+            if seat.leaving and not (seat.in_line or seat in self._attention.held):
                 self._release(seat.number)
             if time.perf_counter() > over:
                 return
@@ -238,7 +239,7 @@ class Controller:
         if self._slowed or self._batcher.slowed:
             due = min(due, *self._slowed.values(), *self._batcher.slowed.values())
         if self._attention.held:
-            due = min(due, *self._attention.held.values())
+            due = min(due, self._attention.due(time.monotonic()))
         return -1 if due == math.inf else min(max(0.0, due - time.monotonic()), _MOST_WAIT)
 
     def _end(self, seat: Seat, error: InferletError) -> None:
@@ -289,7 +290,16 @@ class Controller:
                     if (seat := self._seats.get(message.seat)) is not None:
                         self._set_limits(seat, message)
                 case control.AskStats():
-                    self._to_host(self._stats(message))
+                    self._to_host(
+                        report(
+                            message,
+                            self._seats,
+                            self._batcher,
+                            self._requests,
+                            self._slowed,
+                            self._attention.held,
+                        )
+                    )
                 case _:
                     raise ValueError(f"the host sent {type(message).__name__} out of turn")
         self._reach_host()  # with answers to pings
@@ -297,6 +307,8 @@ class Controller:
     def _admit(self, message: control.Admit, fd: int) -> None:
         sock = socket.socket(fileno=fd)
         seat = Seat(message, self._accounts.enter(message.user), sock, self._outgoing)
+        if (parent := self._seats.get(message.parent)) is not None:
+            seat.allowance = parent.allowance
         self._seats[seat.number] = seat
         self._requests.admitted(seat, message)
         self._watch(fd, lambda events: self._from_seat(seat, events))
@@ -319,7 +331,8 @@ class Controller:
             if not self._drained(seat):
                 if not freed:
                     self._free(seat)
-                self._turns.join(seat)
+                if seat not in self._attention.held:
+                    self._turns.join(seat)
                 self._watch_seat(seat)
                 return
             seat.leaving = False
@@ -337,31 +350,8 @@ class Controller:
             if not self._turns.heard(seat):
                 return False
             if not self._serve(seat):
-                return True
+                return seat not in self._attention.held
         return True
-
-    def _stats(self, asked: control.AskStats) -> control.Stats:
-        total, machine = self._batcher.stats, self._batcher.machine
-        total.seats = len(self._seats)
-        total.pages_free, total.pages_total = machine.pages.free, machine.pages.total
-        total.rows_free, total.rows_total = machine.rows.free, machine.rows.total
-        places = self._swapping.places
-        total.swap_free, total.swap_total = places.free, places.total
-        total.swapped_out, total.swapped_in = self._swapping.out, self._swapping.back
-        one = self._seats.get(asked.seat)
-        seats = self._seats if not asked.seat else {one.number: one} if one else {}
-        now = time.monotonic()
-        for seat in seats.values():
-            seat.count_slowed(now)
-            seat.stats.waits_for = waits_for(
-                seat, self._batcher, seat in self._slowed, seat in self._attention.held
-            )
-            seat.stats.kv_pages = seat.pages_held
-            seat.stats.swapped_pages = seat.swapped
-            seat.stats.embeds = seat.embeds_held
-            seat.stats.queued = seat.queued
-        held = self._requests.held(one) if one else {}
-        return control.Stats(asked.request, total, {n: s.stats for n, s in seats.items()}, held)
 
     def _to_host(self, message: ControllerToHost) -> None:
         self._host.send(message)

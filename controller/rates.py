@@ -32,18 +32,9 @@ class Bucket:
         self.wait(0, now)
         return max(0, int(self._level))
 
-    def take(self, count: float) -> None:
+    def take(self, count: int) -> None:
         """May leave less than nothing, if they could not be taken one after the other."""
         self._level -= count
-
-    @property
-    def is_empty(self) -> bool:
-        """As of the latest look at the time."""
-        return self._level <= 0
-
-    def forgive(self) -> None:
-        """Nothing is owed."""
-        self._level = max(self._level, 0.0)
 
 
 class Pace:

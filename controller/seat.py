@@ -20,7 +20,7 @@ from inferlet.errors import FrameError, HandleError, InferletError, QuotaError
 from piehost.wire.control import Admit, Rates, SeatStats
 
 from .accounts import Account
-from .attention import full
+from .attention import Allowance
 from .mailbox import MAX_WAITING_BYTES, ClientMailbox, Held, Mailbox
 from .rates import Pace
 from .tables import EmbBlock, History, KvBlock, Late, Queue
@@ -62,7 +62,7 @@ class Seat:
         self.pace: Pace | None = None
         self.served = 0.0  # of what its user had of the accelerator, see accounts.py
         self.worked = 0.0  # and of the controller
-        self.attention = full(time.monotonic())
+        self.allowance = Allowance(time.monotonic())  # of the latter, beside others
         self.set_rates(admit.rates)
         self.queues: dict[int, Queue] = {}
         self.kvs: dict[int, KvBlock] = {}
@@ -111,6 +111,7 @@ class Seat:
     def set_rates(self, rates: Rates) -> None:
         self.rates = rates
         self.share = max(rates.share, 1)
+        self.allowance.set_share(self.share)
         self.priority = rates.priority
         now = time.monotonic()
         self.count_slowed(now)

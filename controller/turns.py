@@ -46,7 +46,6 @@ class Turns:
         user.spent += seconds
         user.worked += seconds / seat.share
         seat.worked += seconds
-        seat.attention.take(seconds * 1e6)
 
     def join(self, seat: Seat) -> None:
         """It waits in line, unless it does already."""

@@ -121,9 +121,11 @@ class Clients:
                 return
             try:  # not copied: there may be no memory for that, and then it would be lost
                 sender, *parts = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+                self._hear(sender.bytes, [part.buffer for part in parts])
             except zmq.Again:
                 return
-            self._hear(sender.bytes, [part.buffer for part in parts])
+            except MemoryError:  # not even for the refusal
+                break
         self._drain_soon()
 
     def _hear(self, identity: bytes, parts: list[memoryview]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import gzip
 import random
+import socket
+import struct
 import threading
 from collections.abc import Callable
 
@@ -200,6 +202,13 @@ def test_a_body_that_breaks_off_or_is_not_what_it_says(web: WebServer, broker: S
         request.head(Transfer_Encoding="chunked")
         request.wfile.write(b"4\r\nhalf\r\nzz\r\n")
 
+    def reset(request: Request) -> None:
+        request.head(Content_Length="1000")
+        request.wfile.write(b"half")
+        linger = struct.pack("ii", 1, 0)  # closing sends RST
+        request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        request.connection.close()
+
     def late_bad_chunk(request: Request) -> None:
         request.head(Transfer_Encoding="chunked")
         request.wfile.write(b"4\r\nhalf\r\n")
@@ -210,9 +219,10 @@ def test_a_body_that_breaks_off_or_is_not_what_it_says(web: WebServer, broker: S
 
     web.routes["/cut"] = cut
     web.routes["/chunk"] = bad_chunk
+    web.routes["/reset"] = reset
     web.routes["/gzip"] = lambda r: r.answer(b"not gzip", Content_Encoding="gzip")
     web.routes["/half"] = lambda r: r.answer(gzip.compress(text)[:-9], Content_Encoding="gzip")
-    for path in ("/cut", "/chunk", "/gzip", "/half"):
+    for path in ("/cut", "/chunk", "/reset", "/gzip", "/half"):
         with pytest.raises(UnavailableError):
             fetch(broker, web.url(path))
     for waits in (True, False):  # whether the next part is asked for before it turns out bad

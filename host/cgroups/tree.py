@@ -58,7 +58,7 @@ class Tree:
         root; so we move into one of our own, if nobody else is there."""
         above = self._above["memory"]
         if not (above / "cgroup.procs").exists():
-            raise OSError(errno.ENODEV, "another file system is mounted over it")
+            raise OSError(errno.ENODEV, "it was removed, or another file system is mounted over it")
         if (above / "cgroup.type").exists():  # all but the root have it
             pids = {int(line) for line in (above / "cgroup.procs").read_text().split()}
             if pids - {os.getpid()}:

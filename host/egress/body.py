@@ -30,6 +30,8 @@ class Body:
         connection = response.connection  # None once the whole body is here
         protocol = connection.protocol if connection is not None else None
         self._closed = protocol.closed if protocol is not None else None
+        if self._closed is not None:
+            self._closed.add_done_callback(_look)
         self._charge = charge
         coding = response.headers.get("Content-Encoding", "")
         self._decoding = is_decoded(coding)
@@ -67,6 +69,7 @@ class Body:
 
     async def _receive(self) -> bytes:
         reading = asyncio.ensure_future(self._content.read(MAX_MESSAGE_BYTES))
+        reading.add_done_callback(_look)
         try:
             # aiohttp closes the connection at a malformed chunk, and leaves who waits to wait
             waits: list[asyncio.Future[Any]] = [reading]
@@ -125,3 +128,9 @@ class Body:
             raise UnavailableError(
                 "the server's compressed body breaks off before its end", "ask for it again"
             )
+
+
+def _look(future: asyncio.Future[Any]) -> None:
+    """Else asyncio writes a traceback if nobody does: it failed as somebody else gave up."""
+    if not future.cancelled():
+        future.exception()
