@@ -52,7 +52,7 @@ class Allowance:
         rate = min(self._rate, _HELD_SHARE / held)
         self.left = min(self._rate, self.left + (now - self._at) * rate)
         self._at = now
-        return max(0.0, (_SLICE_SECONDS - self.left) / rate)
+        return max(0.0, (min(_SLICE_SECONDS, self._rate) - self.left) / rate)
 
 
 class Attention:

@@ -62,8 +62,12 @@ def test_it_is_held_up_until_the_accelerator_has_nothing_to_do(
     wait_for_chat(hog, CHATS - 1)
 
 
-def test_it_goes_on_slowly_while_others_are_served(controller: ControllerProcess) -> None:
-    hog, peer = (controller.admit()[1] for _ in range(2))
+@pytest.mark.parametrize("share", [1, 100, 10_000])
+def test_it_goes_on_slowly_while_others_are_served(
+    controller: ControllerProcess, share: int
+) -> None:
+    hog = controller.admit(rates=control.Rates(share=share))[1]
+    peer = controller.admit()[1]
     generate(controller, peer)
     hog.sock.sendall(chats(3))
     wait_for_chat(hog, 2)
