@@ -13,7 +13,6 @@ serve` is given on its command line wins over all of the file.
 
 from __future__ import annotations
 
-import errno
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from . import egress_grants
 from .allotment import Ceiling
 from .errors import HostError
 from .quotas import parse_value
+from .regular_file import read_start
 
 _NAME: Final = "piehost.toml"
 _SYSTEM: Final = Path("/etc/piehost") / _NAME
@@ -70,10 +70,7 @@ def _exists(path: Path) -> bool:
 def load(path: Path) -> Config:
     """HostError (code "bad_config") says what is wrong, and where."""
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
-            raise OSError(errno.EINVAL, "it is no regular file")
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        data = read_start(path, _MAX_BYTES + 1)
     except OSError as error:
         raise _bad(
             path, error.strerror or str(error), "check the path and its permissions"

@@ -6,7 +6,6 @@ a script. `check_syntax` does, so it is for the client's own process.
 
 from __future__ import annotations
 
-import errno
 import re
 import tomllib
 from pathlib import Path
@@ -17,6 +16,7 @@ from msgspec import Struct
 
 from .errors import NotFound, Refused
 from .quotas import Value
+from .regular_file import read_start
 from .sandbox import elf, interpreters
 from .sandbox.failure import SpawnRefused
 
@@ -173,10 +173,7 @@ def _inside(folder: Path, text: str, what: str) -> Path:
 
 def _read_manifest(path: Path) -> Manifest:
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would hold up the host
-            raise OSError(errno.EINVAL, "it is no regular file")
-        with path.open("rb") as file:
-            data = file.read(_MAX_MANIFEST_BYTES + 1)
+        data = read_start(path, _MAX_MANIFEST_BYTES + 1)
     except FileNotFoundError as error:
         raise Refused(
             f"{path.parent} is a folder without {MANIFEST}",

@@ -50,11 +50,14 @@ class Terminal:
     def socket(self) -> Path:
         return self.run_dir / "host.sock"
 
-    def start(self, *arguments: object, descriptors: int = 0) -> subprocess.Popen[bytes]:
-        """`piehost ARGUMENTS` in a session of its own; stdin stays open. `descriptors`: at most."""
-        under = ("prlimit", f"--nofile={descriptors}") if descriptors else ()
+    def start(
+        self, *arguments: object, descriptors: int = 0, under: Sequence[object] = ()
+    ) -> subprocess.Popen[bytes]:
+        """`piehost ARGUMENTS` in a session of its own; stdin stays open. `descriptors`: at most.
+        `under`: a command that it is run by."""
+        limit = ("prlimit", f"--nofile={descriptors}") if descriptors else ()
         return subprocess.Popen(
-            [*under, *PIEHOST, *map(str, arguments)],
+            [*limit, *map(str, under), *PIEHOST, *map(str, arguments)],
             env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -97,9 +100,11 @@ class Terminal:
         )
 
     @contextlib.contextmanager
-    def server(self, *options: object, descriptors: int = 0) -> Iterator[Server]:
+    def server(
+        self, *options: object, descriptors: int = 0, under: Sequence[object] = ()
+    ) -> Iterator[Server]:
         """A `piehost serve` that is ready; ended, with all it started, afterwards."""
-        process = self.start("serve", *SMALL, *options, descriptors=descriptors)
+        process = self.start("serve", *SMALL, *options, descriptors=descriptors, under=under)
         everyone: list[psutil.Process] = []
         try:
             assert process.stdout is not None

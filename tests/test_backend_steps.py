@@ -15,6 +15,7 @@ from piehost.wire.step import LATE_STEPS, MAX_SAMPLES, Step
 from . import fake_flashinfer
 from .backend_steps import PAGE, clear_all, listed, ok, prompt, row
 from .checkpoints import VOCAB_SIZE, make_checkpoint
+from .scripted_backend import samples
 from .step_driver import StepDriver, i32
 
 
@@ -28,18 +29,6 @@ def backend(folder: Path) -> Backend:
     return Backend(str(folder), dtype="float32", kv_pages=64)
 
 
-def sampling(rows: list[int]) -> dict[str, bytes]:
-    count = len(rows)
-    return {
-        "sample_rows": i32(rows),
-        "temperature": np.zeros(count, np.float32).tobytes(),
-        "top_k": i32([0] * count),
-        "top_p": np.ones(count, np.float32).tobytes(),
-        "min_p": np.zeros(count, np.float32).tobytes(),
-        "uniform": np.zeros(count, np.float64).tobytes(),
-    }
-
-
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, atol=1e-4)
 
@@ -48,7 +37,7 @@ def test_a_late_token_is_the_one_sampled_before(backend: Backend) -> None:
     clear_all(backend)
     tokens = prompt(9)
     first = LATE_STEPS + 1  # its place in the buffer wraps around
-    step = listed(first, tokens, list(range(9)), list(range(9)), row=1, **sampling([1, 1]))
+    step = listed(first, tokens, list(range(9)), list(range(9)), row=1, **samples([1, 1]))
     sampled = np.frombuffer(ok(backend.run(step)).tokens, np.int32)
     assert sampled[0] == sampled[1]
     late = first % LATE_STEPS * MAX_SAMPLES + 1

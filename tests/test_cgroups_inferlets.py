@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -24,10 +22,8 @@ from .cgroup_fixtures import MIB, folders_of
 from .cgroup_fixtures import cgroups as cgroups
 from .host_harness import (
     DEADLINE,
-    PIEHOST,
-    SMALL,
+    SCRIPTED,
     WAIT,
-    Server,
     Terminal,
     compile_c,
     eventually,
@@ -67,6 +63,12 @@ int main(void)
     _exit(0);
 }
 """
+
+
+# before a command: it sees an empty folder where they should be
+HIDE_CGROUPS = (
+    *("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /sys/fs/cgroup && exec "$@"', "sh"),
+)
 
 
 def first_message(run: Run) -> bytes:
@@ -176,31 +178,12 @@ def test_nothing_is_left_of_a_host_that_was_killed(
 # --- a host without ------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def server_without_cgroups(terminal: Terminal) -> Iterator[Server]:
-    """It sees an empty folder where they should be."""
-    hide = 'mount -t tmpfs none /sys/fs/cgroup && exec "$@"'
-    process = subprocess.Popen(
-        ["unshare", "-m", "sh", "-c", hide, "sh", *PIEHOST, "serve", *SMALL, "--model", "scripted"],
-        env=terminal.environment,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith(b"piehost: serving")
-        yield Server(terminal, process)
-    finally:
-        process.terminate()
-        process.communicate(timeout=DEADLINE)
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can hide them")
 def test_without_control_groups_what_needs_them_is_refused_or_given_up(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     wait = write_program(tmp_path, "wait.py", WAIT)
-    with server_without_cgroups(terminal) as server, server.client() as client:
+    with terminal.server(*SCRIPTED, under=HIDE_CGROUPS) as server, server.client() as client:
         for key, value in (("cpu", "50%"), ("memory", "64MiB")):
             with pytest.raises(FailedAnswer) as refused:
                 client.launch(wait, quotas={key: value}).result(timeout=DEADLINE)

@@ -23,9 +23,7 @@ from piehost.host.errors import FailedAnswer
 from .cgroup_fixtures import MIB, folders_of
 from .host_harness import (
     DEADLINE,
-    PIEHOST,
     SCRIPTED,
-    SMALL,
     WAIT,
     Server,
     Terminal,
@@ -90,20 +88,9 @@ def serving(group: Path, terminal: Terminal, user: str = "root") -> Iterator[Ser
         delegated = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
         for path in (terminal.directory, group, *(group / name for name in delegated)):
             os.chown(path, PLAIN_USER, PLAIN_USER)
-    command = [*under(user, terminal.directory), *PIEHOST, "serve", *SMALL, *SCRIPTED]
-    process = subprocess.Popen(
-        ["sh", "-c", JOIN, group, *command],
-        env=terminal.environment,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith(b"piehost: serving")
-        yield Server(terminal, process)
-    finally:
-        process.terminate()
-        process.communicate(timeout=DEADLINE)
+    joined = ("sh", "-c", JOIN, group, *under(user, terminal.directory))
+    with terminal.server(*SCRIPTED, under=joined) as server:
+        yield server
 
 
 @pytest.mark.parametrize("user", USERS)

@@ -38,16 +38,8 @@ from .host_harness import (
     write_program,
 )
 from .raw_inferlet import write_raw
-from .test_host_recovery import SLEEP
+from .test_host_recovery import GENERATE, SLEEP
 
-GENERATE = """
-    from inferlet import Model, inferlet
-
-    @inferlet
-    def complete(model: Model):
-        with model.context("The capital of France is") as context:
-            yield from context.generate(4)
-"""
 BOTH_SERVICES = """
     ask(STORE_SET, "k", b"1")
     assert failure(HTTP_GET, 1, "http://127.0.0.1:9/") == 17  # unavailable: nobody listens there
